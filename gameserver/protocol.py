@@ -1,6 +1,7 @@
-"""The wire: every message, its limits and error codes (PROTOCOL.md says it for people), and the sans-IO server side.
+"""The wire: every message, its limits, its bytes and the error codes (PROTOCOL.md says it for people).
 
-One WebSocket binary message holds one MessagePack map whose `type` names the message.
+One WebSocket binary message holds one MessagePack map whose `type` names the message. Which message may come when is
+`gameserver.wire`.
 """
 
 from __future__ import annotations
@@ -12,20 +13,31 @@ from msgspec import Meta
 
 VERSION = 1
 MAX_MESSAGE_BYTES = 64 * 1024  # client to server; explicit poses are the largest
+MAX_TRANSPORT_BYTES = 256 * 1024  # above this the WebSocket itself is cut, before a message of ours could say why
+MESSAGES_PER_S = 200.0
+MESSAGES_BURST = 400.0
 MAX_POSES = 256  # in one message
 MAX_QUEUED_POSES = 1024  # waiting in a session
 MAX_PROMPT_CHARS = 500
 
 Seq = Annotated[int, Meta(ge=1, le=2**32 - 1)]
 Index = Annotated[int, Meta(ge=0, le=2**53 - 1)]
+# Every float has a range, and a range refuses NaN and infinities.
 Axis = Annotated[float, Meta(ge=-1.0, le=1.0)]
 Degrees = Annotated[float, Meta(ge=-360.0, le=360.0)]
 Milliseconds = Annotated[float, Meta(ge=0.0, le=1e15)]
+Focal = Annotated[float, Meta(ge=1.0, le=1e6)]
+Pixels = Annotated[float, Meta(ge=-1e6, le=1e6)]
+Scale = Annotated[float, Meta(ge=1e-6, le=1e6)]
+Codecs = Annotated[tuple[Literal["h264", "jpeg"], ...], Meta(min_length=1, max_length=4)]
+Name = Annotated[str, Meta(min_length=1, max_length=32, pattern=r"^[^\x00-\x1f\x7f]*$")]
 ShortText = Annotated[str, Meta(min_length=1, max_length=64)]
 PromptText = Annotated[str, Meta(max_length=MAX_PROMPT_CHARS)]
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", forbid_unknown_fields=True, omit_defaults=True):
+class Message(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="type", forbid_unknown_fields=True, omit_defaults=True
+):
     pass
 
 
@@ -34,15 +46,15 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", forbi
 
 class Hello(Message, tag="hello"):
     version: int
-    name: Annotated[str, Meta(min_length=1, max_length=32)] = "player"
-    codecs: Annotated[tuple[Literal["h264", "jpeg"], ...], Meta(min_length=1, max_length=4)] = ("h264",)  # preferred first
+    name: Name = "player"
+    codecs: Codecs = ("h264",)  # preferred first
     control: Literal["axes", "poses"] = "axes"
     scene: ShortText | None = None
     prompt: PromptText | None = None
     seed: Index | None = None
     token: ShortText | None = None  # of an earlier welcome: continue that session
-    intrinsics: tuple[float, float, float, float] | None = None  # fx, fy, cx, cy in pixels of the stream's picture
-    scale: Annotated[float, Meta(gt=0.0, le=1e6)] | None = None  # pose units that count as 1
+    intrinsics: tuple[Focal, Focal, Pixels, Pixels] | None = None  # fx, fy, cx, cy, pixels of the stream's picture
+    scale: Scale | None = None  # pose units that count as 1
 
 
 class Control(Message, tag="control"):
@@ -55,7 +67,7 @@ class Control(Message, tag="control"):
 
 
 class Poses(Message, tag="poses"):
-    """Camera poses for the next video frames, appended to the session's queue."""
+    """Camera poses for the next video frames, appended to the session's queue (checked by `gameserver.wire`)."""
 
     seq: Seq
     poses: bytes  # little-endian float32 [n, 4, 4], row-major, camera-to-world, OpenCV axes, one a video frame
@@ -161,7 +173,7 @@ ERRORS: dict[str, tuple[bool, str]] = {
     "too_large": (True, "a message over the size limit"),
     "too_fast": (True, "more messages or control frames a second than the limit"),
     "unsupported_version": (True, "the hello's version is not spoken here"),
-    "out_of_order": (True, "a message that this state does not allow, or a sequence number or clock going back"),
+    "out_of_order": (True, "a message this state or kind of control does not allow, or a number or clock going back"),
     "full": (True, "every slot is taken"),
     "not_ready": (True, "the world is still warming up"),
     "unknown_scene": (True, "no start scene of that id"),
@@ -173,3 +185,80 @@ ERRORS: dict[str, tuple[bool, str]] = {
     "shutting_down": (True, "the server is going down"),
     "internal": (True, "a fault of the server; it is in its log"),
 }
+
+# code -> WebSocket close code, sent with the error code as the reason; every other fatal error closes with 1008
+CLOSE_CODES: dict[str, int] = {
+    "bad_message": 1007,
+    "too_large": 1009,
+    "full": 1013,
+    "not_ready": 1013,
+    "shutting_down": 1001,
+    "internal": 1011,
+}
+
+
+class ProtocolError(Exception):
+    """A client broke the protocol; `code` is one of ERRORS."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.fatal = ERRORS[code][0]
+
+    @property
+    def close_code(self) -> int:
+        return CLOSE_CODES.get(self.code, 1008)
+
+    def to_message(self) -> Error:
+        return Error(code=self.code, message=self.message, fatal=self.fatal)
+
+
+class _AnyHello(msgspec.Struct, tag_field="type", tag="hello"):
+    """What is left of a hello when its version, and so its fields, are unknown."""
+
+    version: int
+
+
+# A decoder keeps no state between calls, so these are constants.
+_decoder = msgspec.msgpack.Decoder(ClientMessage)
+_any_hello_decoder = msgspec.msgpack.Decoder(_AnyHello)
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(message: Message) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_client(data: bytes | str) -> ClientMessage:
+    """One client message, checked field by field. Raises ProtocolError whatever the bytes are."""
+    if isinstance(data, str):
+        raise ProtocolError("bad_message", "messages are binary, this one is text")
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise ProtocolError("too_large", f"{len(data)} bytes in a message, at most {MAX_MESSAGE_BYTES} are allowed")
+    try:
+        message = _decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        _refuse_other_version(data)
+        raise ProtocolError("bad_message", str(error)) from None
+    except UnicodeDecodeError:
+        raise ProtocolError("bad_message", "text is not UTF-8") from None
+    except RecursionError:
+        raise ProtocolError("bad_message", "nested too deeply") from None
+    if isinstance(message, Hello) and message.version != VERSION:
+        raise _unsupported(message.version)
+    return message
+
+
+def _refuse_other_version(data: bytes) -> None:
+    """A hello of another version may have other fields: say that, and not that a field is unknown."""
+    try:
+        version = _any_hello_decoder.decode(data).version
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return
+    if version != VERSION:
+        raise _unsupported(version) from None
+
+
+def _unsupported(version: int) -> ProtocolError:
+    return ProtocolError("unsupported_version", f"this server speaks version {VERSION}, the hello says {version}")
