@@ -44,7 +44,7 @@ class Message(
 # Client to server.
 
 
-class Hello(Message, tag="hello"):
+class Hello(Message, frozen=True, tag="hello"):
     version: int
     name: Name = "player"
     codecs: Codecs = ("h264",)  # preferred first
@@ -57,7 +57,7 @@ class Hello(Message, tag="hello"):
     scale: Scale | None = None  # pose units that count as 1
 
 
-class Control(Message, tag="control"):
+class Control(Message, frozen=True, tag="control"):
     """Axes held from now on, and how far the mouse looked since the last control."""
 
     seq: Seq  # increasing
@@ -66,18 +66,18 @@ class Control(Message, tag="control"):
     look: tuple[Degrees, Degrees] = (0.0, 0.0)  # turn right, pitch up
 
 
-class Poses(Message, tag="poses"):
+class Poses(Message, frozen=True, tag="poses"):
     """Camera poses for the next video frames, appended to the session's queue (checked by `gameserver.wire`)."""
 
     seq: Seq
     poses: bytes  # little-endian float32 [n, 4, 4], row-major, camera-to-world, OpenCV axes, one a video frame
 
 
-class SetPrompt(Message, tag="prompt"):
+class SetPrompt(Message, frozen=True, tag="prompt"):
     text: PromptText
 
 
-class Ack(Message, tag="ack"):
+class Ack(Message, frozen=True, tag="ack"):
     """Every packet up to this one was decoded (or given up)."""
 
     packet: Index
@@ -85,15 +85,15 @@ class Ack(Message, tag="ack"):
     slack_ms: Annotated[float, Meta(ge=-60_000.0, le=60_000.0)] | None = None  # how early a chunk's first frame came
 
 
-class WantKeyframe(Message, tag="keyframe"):
+class WantKeyframe(Message, frozen=True, tag="keyframe"):
     pass
 
 
-class Ping(Message, tag="ping"):
+class Ping(Message, frozen=True, tag="ping"):
     t_ms: Milliseconds
 
 
-class Bye(Message, tag="bye"):
+class Bye(Message, frozen=True, tag="bye"):
     pass
 
 
@@ -103,7 +103,7 @@ ClientMessage = Hello | Control | Poses | SetPrompt | Ack | WantKeyframe | Ping 
 # Server to client.
 
 
-class Welcome(Message, tag="welcome"):
+class Welcome(Message, frozen=True, tag="welcome"):
     version: int
     session: str
     token: str
@@ -123,7 +123,7 @@ class Welcome(Message, tag="welcome"):
     capacity: int
 
 
-class Frame(Message, tag="frame"):
+class Frame(Message, frozen=True, tag="frame"):
     packet: int  # counts what was sent on this connection: a gap is a loss
     frame: int  # index in the stream; frames skipped before encoding leave a gap here, not in `packet`
     chunk: int
@@ -133,14 +133,14 @@ class Frame(Message, tag="frame"):
     data: bytes  # H.264 Annex B access unit, or a JPEG file
 
 
-class Prompted(Message, tag="prompted"):
+class Prompted(Message, frozen=True, tag="prompted"):
     """A prompt took hold."""
 
     text: str
     chunk: int
 
 
-class Stats(Message, tag="stats"):
+class Stats(Message, frozen=True, tag="stats"):
     """Once a second."""
 
     players: int
@@ -155,11 +155,11 @@ class Stats(Message, tag="stats"):
     poses_queued: int
 
 
-class Pong(Message, tag="pong"):
+class Pong(Message, frozen=True, tag="pong"):
     t_ms: float  # the ping's
 
 
-class Error(Message, tag="error"):
+class Error(Message, frozen=True, tag="error"):
     code: str  # one of ERRORS
     message: str
     fatal: bool  # the connection closes after this
@@ -237,7 +237,7 @@ def decode_client(data: bytes | str) -> ClientMessage:
     if len(data) > MAX_MESSAGE_BYTES:
         raise ProtocolError("too_large", f"{len(data)} bytes in a message, at most {MAX_MESSAGE_BYTES} are allowed")
     try:
-        message = _decoder.decode(data)
+        message: ClientMessage = _decoder.decode(data)
     except msgspec.MsgspecError as error:
         _refuse_other_version(data)
         raise ProtocolError("bad_message", str(error)) from None
