@@ -1,0 +1,61 @@
+"""One causal DiT forward over rows of a slab: every row its own player, chunk, step and prompt."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from world.config import WorldConfig
+from world.nn.dit import CausalDiT
+from world.nn.rope import rotations
+from world.sampler import clean, renoise
+from world.slab import Slab, gather, put
+
+
+class Denoiser:
+    """The DiT, the slab it works in, and what depends on the step alone: time embeddings and sigmas, computed once."""
+
+    def __init__(self, cfg: WorldConfig, dit: CausalDiT, slab: Slab):
+        self.cfg, self.dit, self.slab = cfg, dit, slab
+        schedule = cfg.schedule
+        device = slab.x.device
+        self.e, self.e0 = dit.times(torch.tensor([*schedule.timesteps, 0.0], dtype=torch.float64, device=device))
+        self.sigma = torch.tensor([*schedule.sigmas, 0.0], device=device).view(-1, 1, 1, 1, 1)
+        # The level the next step starts from; the last step's is 0: its x0 is kept as it is.
+        self.next_sigma = torch.tensor([*schedule.renoise_sigmas[1:], 0.0, 0.0], device=device).view(-1, 1, 1, 1, 1)
+
+    def set_text(self, slot: int, rows: Tensor) -> None:
+        """Give a slot the prompt encoded as [n, text_dim]: its cross-attention K and V, once a prompt."""
+        put(self.slab.text, torch.tensor([slot], device=rows.device), self.dit.text(rows[None]))
+
+    def begin(self, slots: Tensor, control: Tensor, condition: Tensor, noise: Tensor) -> None:
+        """Start a chunk in each slot: control [B, control * 64, f, h, w], condition [B, 20, f, h, w], noise
+        [B, 16, f, h, w]. What depends on the camera alone is computed here, once a chunk."""
+        put(self.slab.camera, slots, self.dit.camera(control))
+        self.slab.y.index_copy_(0, slots, condition)
+        self.slab.x.index_copy_(0, slots, noise)
+
+    def step(self, slots: Tensor, chunks: Tensor, steps: Tensor, num_outputs: int, fresh: Tensor) -> Tensor:
+        """One forward over distinct slots, int64 [B] each; commits (step == num_steps) come after the first
+        `num_outputs` rows, whose latents move one step on.
+
+        fresh: noise [outputs, 16, f, h, w] for the next step (ignored at a last step). Returns the flow of those rows.
+        """
+        slab, geometry = self.slab, self.cfg.geometry
+        first_frame = chunks * geometry.chunk_frames
+        grid = geometry.chunk_frames, geometry.latent_height // 2, geometry.latent_width // 2
+        x = slab.x[slots]
+        flow = self.dit(
+            torch.cat([x, slab.y[slots]], dim=1),
+            self.e[steps],
+            self.e0[steps],
+            gather(slab.camera, slots),
+            gather(slab.text, slots),
+            rotations(first_frame, *grid, self.cfg.dit.head_dim),
+            slab.view(slots, first_frame),
+            num_outputs,
+        )
+        slots, steps = slots[:num_outputs], steps[:num_outputs]
+        x0 = clean(x[:num_outputs], flow, self.sigma[steps])
+        slab.x.index_copy_(0, slots, renoise(x0, fresh, self.next_sigma[steps]))
+        return flow

@@ -1,0 +1,173 @@
+"""A world made of weights: camera in, pictures out, every slot a stream of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from world import camera
+from world.chunk import Geometry, Picture, Prompt, Report, Row, Scene, Start
+from world.config import WorldConfig
+from world.denoiser import Denoiser
+from world.nn.dit import CausalDiT
+from world.nn.vae import VideoVAE
+from world.picture import to_i420, to_video
+from world.sampler import noise
+from world.scene import encode_image, first_frame_condition, warp_condition
+from world.slab import Slab
+from world.text import TextEncoder
+
+
+class DiffusionWorld:
+    """`world.chunk.World` for a causal DiT and its VAE."""
+
+    def __init__(
+        self,
+        cfg: WorldConfig,
+        dit: CausalDiT,
+        vae: VideoVAE,
+        text: TextEncoder,
+        scenes: Sequence[Scene],
+        num_slots: int,
+    ):
+        self.cfg, self.vae, self.text_encoder, self._scenes = cfg, vae, text, tuple(scenes)
+        self.device = dit.head.modulation.device
+        self.slab = Slab(cfg, num_slots, self.device, dit.dtype, vae.dtype)
+        self.denoiser = Denoiser(cfg, dit, self.slab)
+        self._num_slots = num_slots
+        self._starts: dict[int, Start] = {}
+        self._text_lock = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        return self.cfg.name
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.cfg.geometry
+
+    @property
+    def num_slots(self) -> int:
+        return self._num_slots
+
+    @property
+    def num_steps(self) -> int:
+        return self.cfg.schedule.num_steps
+
+    @property
+    def max_rows(self) -> int:
+        return self.cfg.max_rows
+
+    @property
+    def scenes(self) -> Sequence[Scene]:
+        return self._scenes
+
+    def prewarm(self, report: Report) -> None:
+        """Every batch size, at a first and a later chunk; the padding row's slot takes it."""
+
+    @torch.inference_mode()
+    def encode_prompt(self, text: str) -> Prompt:
+        with self._text_lock:
+            return Prompt(text, self.text_encoder.encode(text).to(self.device))
+
+    @torch.inference_mode()
+    def prepare_image(self, image: NDArray[np.uint8]) -> Any:
+        video = to_video(image, self.geometry.height, self.geometry.width).to(self.device)
+        return encode_image(self.vae, video, then_black=self.cfg.conditioning == "first_frame")
+
+    @torch.inference_mode()
+    def open(self, slot: int, start: Start) -> None:
+        if not 1 <= slot <= self.num_slots:
+            raise ValueError(f"slot {slot} is not one of 1 to {self.num_slots}")
+        self.slab.clean(slot)
+        self.denoiser.set_text(slot, start.prompt.encoded)
+        self._starts[slot] = start
+
+    @torch.inference_mode()
+    def close(self, slot: int) -> None:
+        del self._starts[slot]
+        self.slab.poison(slot)
+
+    @torch.inference_mode()
+    def step(self, rows: Sequence[Row]) -> list[Picture]:
+        starting = [row for row in rows if row.step_index == 0]
+        if starting:
+            self._begin(starting)
+        denoising = [row for row in rows if row.step_index < self.num_steps]
+        commits = [row for row in rows if row.step_index == self.num_steps]
+        fresh = torch.stack([self._noise(row, row.step_index + 1) for row in denoising]) if denoising else self.slab.x[:0]
+        slots, chunks, steps = self._columns([*denoising, *commits])
+        self.denoiser.step(slots, chunks, steps, len(denoising), fresh)
+        return self._decode([row for row in denoising if row.step_index == self.num_steps - 1])
+
+    def _columns(self, rows: Sequence[Row]) -> Tensor:
+        """int64 [3, B]: slots, chunk indices, step indices."""
+        columns = [[row.slot for row in rows], [row.chunk_index for row in rows], [row.step_index for row in rows]]
+        return torch.tensor(columns, dtype=torch.int64).to(self.device, non_blocking=True)
+
+    def _noise(self, row: Row, step_index: int) -> Tensor:
+        """What step `step_index` of the row's chunk starts from; nothing is drawn for a step that is not taken."""
+        shape = tuple(self.slab.x.shape[1:])
+        if step_index == self.num_steps:
+            return torch.zeros(shape, device=self.device)
+        return torch.from_numpy(noise(self._starts[row.slot].seed, row.chunk_index, step_index, shape)).to(self.device)
+
+    def _begin(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            if row.prompt is not None:
+                self.denoiser.set_text(row.slot, row.prompt.encoded)
+        slots = self._columns(rows)[0]
+        condition = torch.stack([self._condition(row) for row in rows])
+        fresh = torch.stack([self._noise(row, 0) for row in rows])
+        self.denoiser.begin(slots, self._control(rows), condition, fresh)
+
+    def _control(self, rows: Sequence[Row]) -> Tensor:
+        """Camera channels of the rows' chunks, [B, control * 64, f, h, w]."""
+        starts = [self._starts[row.slot] for row in rows]
+        steps = [camera.relative_live(row.poses, start.scale) for row, start in zip(rows, starts, strict=True)]
+        relative = torch.from_numpy(np.stack(steps)).to(self.device)
+        intrinsics = torch.from_numpy(np.stack([start.intrinsics for start in starts])).to(self.device)
+        size = self.geometry.height, self.geometry.width
+        if self.cfg.dit.control_channels == 7:
+            keys = torch.from_numpy(np.stack([row.keys for row in rows])).to(self.device)
+            return camera.act(relative, keys, intrinsics, *size)
+        return camera.rays(relative, intrinsics, *size)
+
+    def _condition(self, row: Row) -> Tensor:
+        """y [20, f, h, w]."""
+        start, frames = self._starts[row.slot], self.geometry.chunk_frames
+        if self.cfg.conditioning == "first_frame":
+            return first_frame_condition(start.image, row.chunk_index * frames, frames)
+        newest = start.image[:, 0] if row.chunk_index == 0 else self.slab.x[row.slot, :, -1]
+        turns = row.poses[0, :3, :3].T.astype(np.float64) @ row.poses[1:, :3, :3].astype(np.float64)
+        intrinsics = torch.from_numpy(start.intrinsics).to(self.device)
+        return warp_condition(newest, torch.from_numpy(turns.astype(np.float32)).to(self.device), intrinsics)
+
+    def _decode(self, rows: Sequence[Row]) -> list[Picture]:
+        """Rows' finished latents -> pictures, a latent frame of all rows at a time. Rows at the start of a stream
+        decode apart for one frame: the first latent gives one picture, every later one four."""
+        pieces: dict[int, list[NDArray[np.uint8]]] = {row.slot: [] for row in rows}
+        for i in range(self.geometry.chunk_frames):
+            for first in (True, False):
+                slots = [row.slot for row in rows if (row.chunk_index == 0 and i == 0) == first]
+                if slots:
+                    for slot, frames in zip(slots, self._decode_frame(slots, i, first), strict=True):
+                        pieces[slot].append(frames)
+        return [Picture(row.slot, row.chunk_index, np.concatenate(pieces[row.slot])) for row in rows]
+
+    def _decode_frame(self, slots: Sequence[int], index: int, first: bool) -> NDArray[np.uint8]:
+        """Latent frame `index` of these slots' chunks -> I420 [B, 1 or 4, H * 3 // 2, W]; their caches move on."""
+        at = torch.tensor(slots, device=self.device)
+        z = self.slab.x[at, :, index : index + 1]
+        video, caches = self.vae.decode(z, [cache[at] for cache in self.slab.decoder], first)
+        for kept, new in zip(self.slab.decoder, caches, strict=True):
+            kept.index_copy_(0, at, new.to(kept.dtype))
+        return to_i420(video).cpu().numpy()
+
+

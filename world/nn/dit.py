@@ -1,0 +1,250 @@
+"""The causal DiT of LingBot-World-Fast (Wan 2.1 with a camera branch): weights and arithmetic, no state.
+
+A row is one chunk of one stream. Everything but self-attention is a row's own; self-attention goes through a `Memory`,
+which knows where a row's past is (a slab when serving, a masked sequence when training). State-dict names are the
+published checkpoint's. The residual stream, norms, modulation and head are float32; linears and attention run in the
+dtype of their weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from world.chunk import PATCH
+from world.nn.attention import attend
+from world.nn.rope import rotate
+
+Pair = tuple[Tensor, Tensor]
+
+# What the published code keeps in float32; everything else may be cast to the serving dtype.
+FLOAT32_PREFIXES = ("time_embedding.", "time_projection.", "head.")
+FLOAT32_SUFFIXES = (".modulation", "norm_q.weight", "norm_k.weight", "norm3.weight", "norm3.bias")
+
+
+def keeps_float32(key: str) -> bool:
+    return key.startswith(FLOAT32_PREFIXES) or key.endswith(FLOAT32_SUFFIXES)
+
+
+@dataclass(frozen=True, slots=True)
+class DiTConfig:
+    dim: int  # C
+    num_heads: int  # N
+    num_layers: int
+    ffn_dim: int
+    text_len: int
+    text_dim: int
+    control_channels: int = 6  # 6: `cam` (ray origin and direction); 7: `act` (ray direction and WASD)
+    freq_dim: int = 256
+    in_channels: int = 36
+    out_channels: int = 16
+    eps: float = 1e-6
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+
+class Memory(Protocol):
+    def write(self, layer_index: int, k: Tensor, v: Tensor) -> None:
+        """Keep k and v [B, L, N, d] of these rows."""
+
+    def read(self, layer_index: int, q: Tensor) -> Tensor:
+        """Attend with q [outputs, L, N, d], the first rows', to what each may see."""
+
+
+def patchify(x: Tensor) -> Tensor:
+    """[B, c, f, h, w] -> tokens [B, f * h/2 * w/2, c * 4], the patch innermost."""
+    b, c, f, h, w = x.shape
+    x = x.view(b, c, f, h // PATCH, PATCH, w // PATCH, PATCH).permute(0, 2, 3, 5, 1, 4, 6)
+    return x.reshape(b, -1, c * PATCH * PATCH)
+
+
+def unpatchify(tokens: Tensor, f: int, h: int, w: int) -> Tensor:
+    """[B, L, 4 c] with the channel innermost -> [B, c, f, h, w]."""
+    x = tokens.view(tokens.shape[0], f, h // PATCH, w // PATCH, PATCH, PATCH, -1)
+    return x.permute(0, 6, 1, 2, 4, 3, 5).reshape(tokens.shape[0], -1, f, h, w)
+
+
+def linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    return layer(x.to(layer.weight.dtype))
+
+
+def mlp(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """Linear, activation, Linear, in the dtype of the weights."""
+    return layers(x.to(layers[0].weight.dtype))
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, cfg: DiTConfig):
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(cfg.dim, cfg.dim) for _ in range(4))
+        self.norm_q, self.norm_k = RMSNorm(cfg.dim, cfg.eps), RMSNorm(cfg.dim, cfg.eps)
+        self.heads = (cfg.num_heads, cfg.head_dim)
+
+    def queries(self, x: Tensor) -> Tensor:
+        return self.norm_q(linear(self.q, x)).unflatten(-1, self.heads)
+
+    def keys(self, x: Tensor) -> Tensor:
+        return self.norm_k(linear(self.k, x)).unflatten(-1, self.heads)
+
+    def values(self, x: Tensor) -> Tensor:
+        return linear(self.v, x).unflatten(-1, self.heads)
+
+    def out(self, x: Tensor) -> Tensor:
+        return linear(self.o, x.flatten(2))
+
+
+class Block(nn.Module):
+    def __init__(self, cfg: DiTConfig):
+        super().__init__()
+        self.self_attn, self.cross_attn = Attention(cfg), Attention(cfg)
+        self.norm3 = nn.LayerNorm(cfg.dim, cfg.eps)
+        self.ffn = nn.Sequential(
+            nn.Linear(cfg.dim, cfg.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(cfg.ffn_dim, cfg.dim)
+        )
+        self.modulation = nn.Parameter(torch.randn(1, 6, cfg.dim) / cfg.dim**0.5)
+        self.cam_injector_layer1, self.cam_injector_layer2 = nn.Linear(cfg.dim, cfg.dim), nn.Linear(cfg.dim, cfg.dim)
+        self.cam_scale_layer, self.cam_shift_layer = nn.Linear(cfg.dim, cfg.dim), nn.Linear(cfg.dim, cfg.dim)
+        self.eps = cfg.eps
+
+    def camera(self, c: Tensor) -> Pair:
+        """Scale and shift [B, L, C] of this block: they depend on the chunk's camera alone."""
+        g = linear(self.cam_injector_layer2, F.silu(linear(self.cam_injector_layer1, c))) + c
+        return linear(self.cam_scale_layer, g), linear(self.cam_shift_layer, g)
+
+    def norm(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], eps=self.eps) * (1 + scale) + shift
+
+    def forward(
+        self, x: Tensor, e0: Tensor, camera: Pair, text: Pair, turn: Pair, memory: Memory, index: int, outputs: int
+    ) -> Tensor:
+        """x float32 [B, L, C], e0 float32 [B, 6, C]. Only the first `outputs` rows go on past the memory."""
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.modulation + e0).unsqueeze(2).unbind(1)  # [B, 1, C]
+        u = self.norm(x, shift_a, scale_a)
+        memory.write(index, rotate(self.self_attn.keys(u), *turn), self.self_attn.values(u))
+        if outputs == 0:
+            return x[:0]
+        if outputs < x.shape[0]:
+            x, u, gate_a, shift_f, scale_f, gate_f = (t[:outputs] for t in (x, u, gate_a, shift_f, scale_f, gate_f))
+            camera, text, turn = ((a[:outputs], b[:outputs]) for a, b in (camera, text, turn))
+        seen = memory.read(index, rotate(self.self_attn.queries(u), *turn))
+        x = x + gate_a * self.self_attn.out(seen)
+        scale, shift = camera
+        x = (1 + scale) * x + shift
+        normed = F.layer_norm(x, x.shape[-1:], self.norm3.weight.float(), self.norm3.bias.float(), self.eps)
+        x = x + self.cross_attn.out(attend(self.cross_attn.queries(normed), *text))
+        return x + gate_f * mlp(self.ffn, self.norm(x, shift_f, scale_f))
+
+
+class Head(nn.Module):
+    def __init__(self, cfg: DiTConfig):
+        super().__init__()
+        self.head = nn.Linear(cfg.dim, cfg.out_channels * PATCH * PATCH)
+        self.modulation = nn.Parameter(torch.randn(1, 2, cfg.dim) / cfg.dim**0.5)
+        self.eps = cfg.eps
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        shift, scale = (self.modulation + e[:, None]).unsqueeze(2).unbind(1)
+        return linear(self.head, F.layer_norm(x, x.shape[-1:], eps=self.eps) * (1 + scale) + shift)
+
+
+class CausalDiT(nn.Module):
+    def __init__(self, cfg: DiTConfig):
+        super().__init__()
+        c = cfg.dim
+        self.cfg = cfg
+        self.patch_embedding = nn.Conv3d(cfg.in_channels, c, (1, PATCH, PATCH), (1, PATCH, PATCH))
+        self.patch_embedding_wancamctrl = nn.Linear(cfg.control_channels * 64 * PATCH * PATCH, c)
+        self.c2ws_hidden_states_layer1, self.c2ws_hidden_states_layer2 = nn.Linear(c, c), nn.Linear(c, c)
+        self.text_embedding = nn.Sequential(nn.Linear(cfg.text_dim, c), nn.GELU(approximate="tanh"), nn.Linear(c, c))
+        self.time_embedding = nn.Sequential(nn.Linear(cfg.freq_dim, c), nn.SiLU(), nn.Linear(c, c))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(c, 6 * c))
+        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.num_layers))
+        self.head = Head(cfg)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.blocks[0].ffn[0].weight.dtype
+
+    def times(self, timesteps: Tensor) -> Pair:
+        """[K] -> e [K, C], e0 [K, 6, C] float32. One timestep at a time, so that its bits do not depend on K."""
+        half = self.cfg.freq_dim // 2
+        frequency = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=timesteps.device) / half)
+        angle = timesteps.double()[:, None] * frequency
+        waves = torch.cat([angle.cos(), angle.sin()], dim=-1).float()
+        e = torch.cat([mlp(self.time_embedding, wave) for wave in waves.split(1)])
+        e0 = torch.cat([self.time_projection(row) for row in e.split(1)])
+        return e, e0.unflatten(-1, (6, -1))
+
+    def text(self, rows: Tensor) -> list[Pair]:
+        """Encoded prompt [B, n, text_dim], n <= text_len -> K, V [B, text_len, N, d] of every block's cross-attention.
+
+        Rows are zero-padded *before* the MLP and attended without a mask, as the checkpoint was trained.
+        """
+        rows = F.pad(rows, (0, 0, 0, self.cfg.text_len - rows.shape[1]))
+        context = mlp(self.text_embedding, rows)
+        return [(block.cross_attn.keys(context), block.cross_attn.values(context)) for block in self.blocks]
+
+    def camera(self, control: Tensor) -> list[Pair]:
+        """Control channels [B, control * 64, f, h, w] -> scale and shift [B, L, C] of every block."""
+        c0 = linear(self.patch_embedding_wancamctrl, patchify(control))
+        c = c0 + linear(self.c2ws_hidden_states_layer2, F.silu(linear(self.c2ws_hidden_states_layer1, c0)))
+        return [block.camera(c) for block in self.blocks]
+
+    def forward(
+        self,
+        x: Tensor,
+        e: Tensor,
+        e0: Tensor,
+        camera: Sequence[Pair],
+        text: Sequence[Pair],
+        turn: Pair,
+        memory: Memory,
+        num_outputs: int,
+    ) -> Tensor:
+        """x float32 [B, 36, f, h, w] = noisy latent, mask, condition; e [B, C]; e0 [B, 6, C] -> flow [outputs, 16, f, h, w].
+
+        The first `num_outputs` rows denoise; the rows after them are commits, which only leave K and V behind.
+        """
+        weight = self.patch_embedding.weight.flatten(1)
+        tokens = F.linear(patchify(x).to(weight.dtype), weight, self.patch_embedding.bias).float()
+        last = len(self.blocks) - 1
+        for i, block in enumerate(self.blocks):
+            outputs = num_outputs if i == last else x.shape[0]
+            tokens = block(tokens, e0, camera[i], text[i], turn, memory, i, outputs)
+        if num_outputs == 0:
+            return x.new_empty(0, self.cfg.out_channels, *x.shape[2:])
+        return unpatchify(self.head(tokens, e[:num_outputs]), *x.shape[2:])
+
+
+def init_weights(dit: CausalDiT) -> None:
+    """Wan's initialisation for training: xavier linears, zero output head, and a camera branch that starts silent."""
+    for module in dit.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    nn.init.xavier_uniform_(dit.patch_embedding.weight.flatten(1))
+    for layer in (*dit.text_embedding, *dit.time_embedding):
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=0.02)
+    for block in dit.blocks:
+        for layer in (block.cam_scale_layer, block.cam_shift_layer):
+            nn.init.normal_(layer.weight, std=0.1 / math.sqrt(dit.cfg.dim))
+    nn.init.zeros_(dit.head.head.weight)

@@ -1,0 +1,252 @@
+"""The causal video VAE of Wan 2.1: weights and arithmetic; the feature caches that make it stream are passed in.
+
+Inside, a clip is [B, T, C, H, W] and a causal convolution is a 2-D one over three neighbouring frames stacked as
+channels: one convolution backend at every batch size, so a player's pixels do not depend on who else is decoded.
+A cache holds the last two frames each causal convolution saw (the encoder's time convolutions: one). Caches of a
+stream's first call are zeros, which is also the padding of a stream's beginning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LATENT_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+               0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921)  # fmt: skip
+LATENT_STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+              3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class VAEConfig:
+    dim: int = 96
+    z_dim: int = 16
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2  # a level; the decoder has one more
+    temporal_down: tuple[bool, ...] = (False, True, True)
+    mean: tuple[float, ...] = LATENT_MEAN
+    std: tuple[float, ...] = LATENT_STD
+
+
+class Caches:
+    """The feature caches of one call, taken in the order the network visits them; `new` is what the next call needs."""
+
+    def __init__(self, old: Sequence[Tensor] | None):
+        self.old = old
+        self.new: list[Tensor] = []
+
+    def extend(self, x: Tensor, frames: int) -> Tensor:
+        """[B, T, C, H, W] with the last `frames` frames of the calls before in front."""
+        if self.old is None:
+            past = x.new_zeros(x.shape[0], frames, *x.shape[2:])
+        else:
+            past = self.old[len(self.new)].to(x.dtype)
+        x = torch.cat([past, x], dim=1)
+        self.new.append(x[:, -frames:])
+        return x
+
+    def skip(self, x: Tensor, frames: int, keep: bool) -> None:
+        """The first call of a time convolution, which does not run: keep x's last frames, or nothing."""
+        kept = x[:, -frames:] if keep else x.new_zeros(x.shape[0], frames, *x.shape[2:])
+        self.new.append(kept)
+
+
+def per_frame(layer: nn.Module, x: Tensor) -> Tensor:
+    """Run a 2-D layer on every frame of [B, T, C, H, W]."""
+    return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+class CausalConv(nn.Conv3d):
+    """Time kernel 3 (or 1), stride 1, causal in time, same-size in space."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int | tuple[int, int, int] = 3):
+        super().__init__(c_in, c_out, kernel)
+
+    def forward(self, x: Tensor, caches: Caches) -> Tensor:  # type: ignore[override]
+        t, h, _ = self.kernel_size
+        if t > 1:
+            x = caches.extend(x, t - 1)
+        return self.window(x, stride=1, padding=h // 2)
+
+    def window(self, x: Tensor, stride: int, padding: int) -> Tensor:
+        """Every run of t frames, `stride` apart: [B, T, C, H, W] -> [B, (T - t) // stride + 1, O, H, W]."""
+        t = self.kernel_size[0]
+        frames = (x.shape[1] - t) // stride + 1
+        stacked = torch.cat([x[:, k : k + stride * (frames - 1) + 1 : stride] for k in range(t)], dim=2)
+        weight = self.weight.transpose(1, 2).flatten(1, 2)  # [O, t C, h, w]
+        y = F.conv2d(stacked.flatten(0, 1), weight, self.bias, padding=padding)
+        return y.unflatten(0, stacked.shape[:2])
+
+
+class Norm(nn.Module):
+    """x / ||x|| over channels, times sqrt(channels) and gamma."""
+
+    def __init__(self, channels: int, dims: int):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(channels, *(1,) * dims))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Channels are the third axis from the end."""
+        gamma = self.gamma.view(-1, 1, 1)
+        return F.normalize(x.float(), dim=-3).to(x.dtype) * (gamma * gamma.shape[0] ** 0.5)
+
+
+class Residual(nn.Module):
+    def __init__(self, c_in: int, c_out: int):
+        super().__init__()
+        self.residual = nn.Sequential(
+            Norm(c_in, 3), nn.SiLU(), CausalConv(c_in, c_out), Norm(c_out, 3), nn.SiLU(), nn.Identity(),
+            CausalConv(c_out, c_out),
+        )  # fmt: skip
+        self.shortcut = CausalConv(c_in, c_out, 1) if c_in != c_out else None
+
+    def forward(self, x: Tensor, caches: Caches) -> Tensor:
+        norm_a, act_a, conv_a, norm_b, act_b, _, conv_b = self.residual
+        h = conv_b(act_b(norm_b(conv_a(act_a(norm_a(x)), caches))), caches)
+        return h + (x if self.shortcut is None else self.shortcut(x, caches))
+
+
+class FrameAttention(nn.Module):
+    """One head over the pixels of each frame."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = Norm(channels, 2)
+        self.to_qkv, self.proj = nn.Conv2d(channels, 3 * channels, 1), nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, caches: Caches) -> Tensor:
+        qkv = per_frame(self.to_qkv, self.norm(x)).flatten(-2).transpose(-1, -2)  # [B, T, H W, 3 C]
+        seen = F.scaled_dot_product_attention(*qkv.chunk(3, dim=-1))
+        return x + per_frame(self.proj, seen.transpose(-1, -2).unflatten(-1, x.shape[-2:]))
+
+
+class Down(nn.Module):
+    def __init__(self, channels: int, temporal: bool):
+        super().__init__()
+        self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2))
+        self.time_conv = CausalConv(channels, channels, (3, 1, 1)) if temporal else None
+
+    def forward(self, x: Tensor, caches: Caches, first: bool) -> Tensor:
+        x = per_frame(self.resample, x)
+        if self.time_conv is None:
+            return x
+        if first:
+            caches.skip(x, 1, keep=True)
+            return x
+        return self.time_conv.window(caches.extend(x, 1), stride=2, padding=0)
+
+
+class Up(nn.Module):
+    def __init__(self, channels: int, temporal: bool):
+        super().__init__()
+        self.resample = nn.Sequential(
+            nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(channels, channels // 2, 3, padding=1)
+        )
+        self.time_conv = CausalConv(channels, 2 * channels, (3, 1, 1)) if temporal else None
+
+    def forward(self, x: Tensor, caches: Caches, first: bool) -> Tensor:
+        if self.time_conv is not None and first:
+            caches.skip(x, 2, keep=False)
+        elif self.time_conv is not None:
+            x = self.time_conv(x, caches)  # channels: even frame, odd frame
+            x = x.unflatten(2, (2, -1)).flatten(1, 2)
+        return per_frame(self.resample, x)
+
+
+def run(layers: nn.ModuleList | nn.Sequential, x: Tensor, caches: Caches, first: bool) -> Tensor:
+    for layer in layers:
+        x = layer(x, caches, first) if isinstance(layer, Down | Up) else layer(x, caches)
+    return x
+
+
+class Encoder(nn.Module):
+    def __init__(self, cfg: VAEConfig):
+        super().__init__()
+        dims = [cfg.dim * m for m in (1, *cfg.multipliers)]
+        self.conv1 = CausalConv(3, dims[0])
+        layers: list[nn.Module] = []
+        for i, (c_in, c_out) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+            layers += [Residual(c_in if j == 0 else c_out, c_out) for j in range(cfg.num_res_blocks)]
+            if i < len(cfg.temporal_down):
+                layers.append(Down(c_out, cfg.temporal_down[i]))
+        self.downsamples = nn.Sequential(*layers)
+        top = dims[-1]
+        self.middle = nn.Sequential(Residual(top, top), FrameAttention(top), Residual(top, top))
+        self.head = nn.Sequential(Norm(top, 3), nn.SiLU(), CausalConv(top, 2 * cfg.z_dim))
+
+    def forward(self, x: Tensor, caches: Caches, first: bool) -> Tensor:
+        x = run(self.downsamples, self.conv1(x, caches), caches, first)
+        norm, act, conv = self.head
+        return conv(act(norm(run(self.middle, x, caches, first))), caches)
+
+
+class Decoder(nn.Module):
+    def __init__(self, cfg: VAEConfig):
+        super().__init__()
+        dims = [cfg.dim * m for m in (cfg.multipliers[-1], *cfg.multipliers[::-1])]
+        top = dims[0]
+        self.conv1 = CausalConv(cfg.z_dim, top)
+        self.middle = nn.Sequential(Residual(top, top), FrameAttention(top), Residual(top, top))
+        layers: list[nn.Module] = []
+        for i, (c_in, c_out) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+            c_in = c_in // 2 if i > 0 else c_in  # the Up before it halved them
+            layers += [Residual(c_in if j == 0 else c_out, c_out) for j in range(cfg.num_res_blocks + 1)]
+            if i < len(cfg.temporal_down):
+                layers.append(Up(c_out, cfg.temporal_down[::-1][i]))
+        self.upsamples = nn.Sequential(*layers)
+        self.head = nn.Sequential(Norm(dims[-1], 3), nn.SiLU(), CausalConv(dims[-1], 3))
+
+    def forward(self, x: Tensor, caches: Caches, first: bool) -> Tensor:
+        x = run(self.middle, self.conv1(x, caches), caches, first)
+        norm, act, conv = self.head
+        return conv(act(norm(run(self.upsamples, x, caches, first))), caches)
+
+
+class VideoVAE(nn.Module):
+    def __init__(self, cfg: VAEConfig):
+        super().__init__()
+        self.cfg = cfg
+        self.encoder, self.decoder = Encoder(cfg), Decoder(cfg)
+        self.conv1, self.conv2 = CausalConv(2 * cfg.z_dim, 2 * cfg.z_dim, 1), CausalConv(cfg.z_dim, cfg.z_dim, 1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.conv2.weight.dtype
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = (torch.tensor(s, device=like.device).view(-1, 1, 1, 1) for s in (self.cfg.mean, self.cfg.std))
+        return mean, std
+
+    def moments(self, video: Tensor, caches: Sequence[Tensor] | None, first: bool) -> tuple[Tensor, list[Tensor]]:
+        """Video [B, 3, T, H, W] in -1..1 (1 frame on the first call, then multiples of 4) -> mean and log variance
+        [B, 2 z, t, H/8, W/8] of the unnormalised latent, and the caches for the next call."""
+        tape = Caches(caches)
+        h = self.conv1(self.encoder(video.to(self.dtype).transpose(1, 2), tape, first), tape)
+        return h.transpose(1, 2).float(), tape.new
+
+    def normalise(self, mu: Tensor) -> Tensor:
+        mean, std = self._statistics(mu)
+        return (mu - mean) / std
+
+    def encode(self, video: Tensor) -> Tensor:
+        """[B, 3, 1 + 4n, H, W] in -1..1 -> normalised latents float32 [B, z, 1 + n, H/8, W/8], four frames at a time."""
+        latents: list[Tensor] = []
+        caches: Sequence[Tensor] | None = None
+        for piece in (video[:, :, :1], *video[:, :, 1:].split(4, dim=2)):
+            if piece.shape[2] == 0:
+                break
+            moments, caches = self.moments(piece, caches, first=not latents)
+            latents.append(self.normalise(moments[:, : self.cfg.z_dim]))
+        return torch.cat(latents, dim=2)
+
+    def decode(self, z: Tensor, caches: Sequence[Tensor] | None, first: bool) -> tuple[Tensor, list[Tensor]]:
+        """Normalised latents [B, z, t, h, w] -> video float32 [B, 3, 4t (1 on the first call, t = 1), 8h, 8w],
+        not clamped, and the caches for the next call."""
+        mean, std = self._statistics(z)
+        tape = Caches(caches)
+        x = self.conv2((z * std + mean).to(self.dtype).transpose(1, 2), tape)
+        return self.decoder(x, tape, first).transpose(1, 2).float(), tape.new

@@ -1,0 +1,106 @@
+"""All state of all players: one preallocated tensor a layer and kind, a row a slot. Slot 0 is the padding row.
+
+The KV ring of a slot holds the stream's first frames (the sink) and then the most recent ones: keys are rotated before
+they are stored and attention does not care about order, so evicting is overwriting and nothing ever moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from world.config import WorldConfig
+from world.nn.attention import Ring, ring_door
+from world.nn.dit import Pair
+from world.nn.vae import VideoVAE
+
+
+def ring_frames(frames: Tensor, sink_frames: int, window_frames: int) -> Tensor:
+    """Where in the ring the frames of a stream live, by their index in it."""
+    return torch.where(frames < sink_frames, frames, sink_frames + (frames - sink_frames) % (window_frames - sink_frames))
+
+
+def decoder_cache_shapes(cfg: WorldConfig) -> list[torch.Size]:
+    """Shapes [1, 2, C, H, W] of one stream's decoder caches, read off a run on the meta device."""
+    geometry = cfg.geometry
+    with torch.device("meta"):
+        z = torch.empty(1, geometry.latent_channels, 1, geometry.latent_height, geometry.latent_width)
+        return [cache.shape for cache in VideoVAE(cfg.vae).decode(z, None, first=True)[1]]
+
+
+class RingView:
+    """The rings of one forward's rows, as the DiT's memory."""
+
+    def __init__(self, slab: Slab, slots: Tensor, first_frame: Tensor):
+        cfg, device = slab.cfg, slots.device
+        tokens = cfg.geometry.frame_tokens
+        frames = first_frame[:, None] + torch.arange(cfg.geometry.chunk_frames, device=device)  # [B, f]
+        ring = slots[:, None] * cfg.window_frames + ring_frames(frames, cfg.sink_frames, cfg.window_frames)
+        self.at = (ring[:, :, None] * tokens + torch.arange(tokens, device=device)).flatten()  # [B L], in all rings end to end
+        held = (first_frame + cfg.geometry.chunk_frames).clamp(max=cfg.window_frames)
+        self.valid_tokens = (held * tokens).int()  # [B], a prefix: the ring fills in order
+        self.slab, self.slots = slab, slots
+
+    def write(self, layer_index: int, k: Tensor, v: Tensor) -> None:
+        self.slab.k[layer_index].flatten(0, 1).index_copy_(0, self.at, k.flatten(0, 1))
+        self.slab.v[layer_index].flatten(0, 1).index_copy_(0, self.at, v.flatten(0, 1))
+
+    def read(self, layer_index: int, q: Tensor) -> Tensor:
+        rows, slab = q.shape[0], self.slab
+        return slab.ring_attention(
+            q, slab.k[layer_index], slab.v[layer_index], self.slots[:rows], self.valid_tokens[:rows]
+        )
+
+
+class Slab:
+    def __init__(self, cfg: WorldConfig, num_slots: int, device: torch.device, dit_dtype: torch.dtype, vae_dtype: torch.dtype):
+        geometry, dit = cfg.geometry, cfg.dit
+        rows, heads = num_slots + 1, (dit.num_heads, dit.head_dim)
+        size = (geometry.chunk_frames, geometry.latent_height, geometry.latent_width)
+
+        def zeros(*shape: int, dtype: torch.dtype = dit_dtype) -> Tensor:
+            return torch.zeros(rows, *shape, dtype=dtype, device=device)
+
+        self.cfg = cfg
+        self.k = [zeros(cfg.window_tokens, *heads) for _ in range(dit.num_layers)]
+        self.v = [zeros(cfg.window_tokens, *heads) for _ in range(dit.num_layers)]
+        self.text: list[Pair] = [(zeros(dit.text_len, *heads), zeros(dit.text_len, *heads)) for _ in self.k]
+        self.camera: list[Pair] = [(zeros(geometry.chunk_tokens, dit.dim), zeros(geometry.chunk_tokens, dit.dim)) for _ in self.k]
+        self.x = zeros(geometry.latent_channels, *size, dtype=torch.float32)  # the chunk's latents, noisy then clean
+        self.y = zeros(dit.in_channels - geometry.latent_channels, *size, dtype=torch.float32)
+        self.decoder = [zeros(*shape[1:], dtype=vae_dtype) for shape in decoder_cache_shapes(cfg)]
+        self.ring_attention: Ring = ring_door(device, dit_dtype)
+
+    def tensors(self) -> Iterator[Tensor]:
+        yield from (*self.k, *self.v, self.x, self.y, *self.decoder)
+        for pair in (*self.text, *self.camera):
+            yield from pair
+
+    def slot_bytes(self) -> int:
+        """Memory one player takes."""
+        return sum(t[0].numel() * t.element_size() for t in self.tensors())
+
+    def clean(self, slot: int) -> None:
+        for t in self.tensors():
+            t[slot].zero_()
+
+    def poison(self, slot: int) -> None:
+        """NaN everywhere, so that reading a stranger's state shows."""
+        for t in self.tensors():
+            t[slot].fill_(float("nan"))
+
+    def view(self, slots: Tensor, first_frame: Tensor) -> RingView:
+        return RingView(self, slots, first_frame)
+
+
+def gather(pairs: Sequence[Pair], slots: Tensor) -> list[Pair]:
+    """The slots' rows of what a slab keeps per layer."""
+    return [(a[slots], b[slots]) for a, b in pairs]
+
+
+def put(pairs: Sequence[Pair], slots: Tensor, new: Sequence[Pair]) -> None:
+    for kept, fresh in zip(pairs, new, strict=True):
+        for t, value in zip(kept, fresh, strict=True):
+            t.index_copy_(0, slots, value.to(t.dtype))
