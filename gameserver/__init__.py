@@ -1,0 +1,1 @@
+"""The door: sockets, the wire, encoding, and the loop that drives the game."""
