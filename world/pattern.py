@@ -243,7 +243,8 @@ def _read_cells(luma: NDArray[np.float32]) -> bytes:
         y0, y1 = int((r + 0.3) * cell_h), math.ceil((r + 0.7) * cell_h)
         x0, x1 = int((c + 0.3) * cell_w), math.ceil((c + 0.7) * cell_w)
         bits[r, c] = luma[y0:y1, x0:x1].mean() > (BLACK + WHITE) / 2
-    return bytes(np.packbits(bits))
+    code: bytes = np.packbits(bits).tobytes()
+    return code
 
 
 def _scene(geometry: Geometry, name: str, yaw: float) -> Scene:

@@ -1,0 +1,128 @@
+"""One player's stream: its slot, where it is in its world, and which states may follow each other."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from sessions.control import Control
+from sessions.pacing import Pacing
+from sessions.trajectory import AxesTrajectory, ChunkPath, ControlKind, PoseTrajectory, Trajectory
+from world.chunk import Geometry, Prompt, Row
+
+
+class State(StrEnum):
+    WAITING = "waiting"  # between two chunks
+    DENOISING = "denoising"
+    COMMITTING = "committing"  # frames are out, the chunk's clean keys are not yet in the slab
+    DETACHED = "detached"  # between two chunks, and nobody is connected
+    ENDED = "ended"
+
+
+LEGAL: dict[State, frozenset[State]] = {
+    State.WAITING: frozenset({State.DENOISING, State.DETACHED, State.ENDED}),
+    State.DENOISING: frozenset({State.COMMITTING, State.ENDED}),
+    State.COMMITTING: frozenset({State.WAITING, State.DETACHED, State.ENDED}),
+    State.DETACHED: frozenset({State.WAITING, State.ENDED}),
+    State.ENDED: frozenset(),
+}
+
+
+class IllegalState(RuntimeError):
+    """A session was asked for something its state does not allow."""
+
+
+class Session:
+    def __init__(
+        self, session_id: str, slot: int, geometry: Geometry, num_steps: int, control: ControlKind, now_s: float
+    ) -> None:
+        self.id = session_id
+        self.slot = slot
+        self.control = control
+        self.state = State.WAITING
+        self.attached = True
+        self.chunk_index = 0
+        self.step_index = 0
+        self.started_s = now_s  # of the chunk under way
+        self.ready_s = now_s  # since when this chunk could have started
+        self.pacing = Pacing(geometry, now_s)
+        self.trajectory: Trajectory = AxesTrajectory(geometry) if control == "axes" else PoseTrajectory(geometry)
+        self.path: ChunkPath | None = None  # of the chunk under way
+        self.prompt: Prompt | None = None  # that takes effect with the chunk under way
+        self.prompts_replaced = 0  # set and replaced before any chunk began: only the last one counts
+        self._next_prompt: Prompt | None = None
+        self._num_steps = num_steps
+
+    @property
+    def in_chunk(self) -> bool:
+        return self.state in (State.DENOISING, State.COMMITTING)
+
+    @property
+    def can_start(self) -> bool:
+        return self.state is State.WAITING and self.trajectory.ready
+
+    @property
+    def poses_queued(self) -> int:
+        return self.trajectory.queued
+
+    def move(self, state: State) -> None:
+        if state not in LEGAL[self.state]:
+            raise IllegalState(f"session {self.id!r} cannot go from {self.state} to {state}")
+        self.state = state
+
+    def steer(self, control: Control) -> None:
+        """ValueError if the control is out of order or this session is moved by poses."""
+        if not isinstance(self.trajectory, AxesTrajectory):
+            raise ValueError(f"session {self.id!r} is controlled by poses, not by axes")
+        self.trajectory.steer(control)
+
+    def poses(self) -> PoseTrajectory:
+        """The queue of explicit poses. ValueError if this session is steered."""
+        if not isinstance(self.trajectory, PoseTrajectory):
+            raise ValueError(f"session {self.id!r} is controlled by axes, not by poses")
+        return self.trajectory
+
+    def set_prompt(self, prompt: Prompt) -> None:
+        """Takes effect with the next chunk that starts."""
+        self.prompts_replaced += self._next_prompt is not None
+        self._next_prompt = prompt
+
+    def begin(self, now_s: float, ready_s: float) -> None:
+        """Start the next chunk: this is the last moment at which a control counts for it."""
+        self.move(State.DENOISING)
+        self.path = self.trajectory.take(self.chunk_index)
+        self.prompt, self._next_prompt = self._next_prompt, None
+        self.started_s, self.ready_s = now_s, ready_s
+
+    def row(self) -> Row:
+        """What the next forward does for this session."""
+        if self.path is None or not self.in_chunk:
+            raise IllegalState(f"session {self.id!r} has no chunk under way")
+        return Row(self.slot, self.chunk_index, self.step_index, self.path.row_poses, self.path.keys, self.prompt)
+
+    def advance(self, now_s: float) -> None:
+        """The row has run."""
+        self.step_index += 1
+        if self.step_index == self._num_steps:
+            self.move(State.COMMITTING)
+        elif self.step_index > self._num_steps:
+            self.move(State.WAITING if self.attached else State.DETACHED)
+            self.chunk_index, self.step_index, self.path, self.prompt = self.chunk_index + 1, 0, None, None
+            self.ready_s = now_s
+
+    def detach(self) -> None:
+        """Nobody is connected: a chunk under way is finished, no other begins."""
+        self.attached = False
+        self.trajectory.restart()
+        if self.state is State.WAITING:
+            self.move(State.DETACHED)
+
+    def attach(self, now_s: float) -> None:
+        """A player is connected (again), with a new clock and nothing held."""
+        if self.state is State.ENDED:
+            raise IllegalState(f"session {self.id!r} has ended")
+        self.attached = True
+        self.trajectory.restart()
+        self.pacing.restart(self.chunk_index, now_s)
+        if self.state is State.DETACHED:
+            self.move(State.WAITING)
+            self.ready_s = now_s

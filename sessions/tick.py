@@ -1,0 +1,167 @@
+"""The game: who plays, and one tick of everybody's world. No clock is read here; times are arguments."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sessions.control import Control
+from sessions.planner import Planner
+from sessions.roster import Roster
+from sessions.session import Session, State
+from sessions.trajectory import ControlKind
+from world.chunk import Picture, Prompt, Start, World
+
+FORWARDS_KEPT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class RowMark:
+    """Which part of whose world a row was."""
+
+    slot: int
+    chunk_index: int
+    step_index: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Finished:
+    """A chunk whose frames are out."""
+
+    session_id: str
+    picture: Picture
+    chunk_index: int
+    first_frame: int  # index in the stream of the picture's first frame
+    control_seq: int  # the last control folded in, 0 if none
+    poses: NDArray[np.float32]  # [n, 4, 4], one a video frame
+    prompt: Prompt | None  # that took effect with this chunk
+    started_s: float
+    finished_s: float
+    deadline_s: float
+    late_s: float  # by how much this chunk shifted the player's clock
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TickResult:
+    finished: tuple[Finished, ...]
+    rows: tuple[RowMark, ...]
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since the game began."""
+
+    forwards: int = 0
+    rows: int = 0
+    forwards_of: Counter[int] = field(default_factory=Counter)  # rows in a forward -> how many forwards
+    mixed: int = 0  # forwards whose rows were at different chunks and at different steps
+    chunks: int = 0
+    frames: int = 0
+    late_chunks: int = 0
+    late_s: float = 0.0
+    recent: deque[tuple[RowMark, ...]] = field(default_factory=lambda: deque(maxlen=FORWARDS_KEPT))
+
+    def count(self, rows: tuple[RowMark, ...]) -> None:
+        self.forwards += 1
+        self.rows += len(rows)
+        self.forwards_of[len(rows)] += 1
+        chunks, steps = {row.chunk_index for row in rows}, {row.step_index for row in rows}
+        self.mixed += len(chunks) > 1 and len(steps) > 1
+        self.recent.append(rows)
+
+
+class Game:
+    """Every method belongs to one thread. Ids that do not play raise UnknownSession."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._planner = Planner(world.max_rows)
+        self.roster = Roster(world.num_slots)
+        self.counters = Counters()
+
+    def join(self, session_id: str, start: Start, control: ControlKind, now_s: float) -> Session:
+        """Begin a stream in a free slot. Full, or DuplicateSession."""
+        slot = self.roster.next_slot(session_id)
+        self._world.open(slot, start)
+        session = Session(session_id, slot, self._world.geometry, self._world.num_steps, control, now_s)
+        self.roster.add(session)
+        return session
+
+    def leave(self, session_id: str) -> None:
+        """End a stream, also in the middle of a chunk, and give its slot back."""
+        session = self.roster.remove(session_id)
+        session.move(State.ENDED)
+        self._world.close(session.slot)
+
+    def steer(self, session_id: str, control: Control) -> None:
+        """ValueError if the control is out of order, or the session is moved by poses."""
+        self.roster[session_id].steer(control)
+
+    def extend(self, session_id: str, seq: int, poses: NDArray[np.float32]) -> None:
+        """Queue poses [n, 4, 4]. ValueError for bad ones or a steered session, PoseQueueFull if too many wait."""
+        self.roster[session_id].poses().extend(seq, poses)
+
+    def set_prompt(self, session_id: str, prompt: Prompt) -> None:
+        """Takes effect with the first step of the next chunk."""
+        self.roster[session_id].set_prompt(prompt)
+
+    def detach(self, session_id: str) -> None:
+        """The connection is lost: finish the chunk under way, start no other, keep the slot."""
+        self.roster[session_id].detach()
+
+    def attach(self, session_id: str, now_s: float) -> None:
+        """A connection continues the session, perhaps in place of another one: its clock and controls begin anew."""
+        self.roster[session_id].attach(now_s)
+
+    def report_slack(self, session_id: str, slack_s: float, chunk_index: int | None = None) -> None:
+        """How early the first frame of a chunk came (default: the last finished one's)."""
+        self.roster[session_id].pacing.report(slack_s, chunk_index)
+
+    def due_s(self, now_s: float) -> float | None:
+        """When the next tick has work, not before now; None while nobody needs anything."""
+        return self._planner.due_s(self.roster, now_s)
+
+    def tick(self, now_s: float, clock: Callable[[], float]) -> TickResult:
+        """Plan, run one forward, hand out what is finished. `clock` is read once, after the forward.
+
+        If the world raises, no session has moved on and the same rows are due again.
+        """
+        sessions = self._planner.plan(self.roster, now_s)
+        if not sessions:
+            return TickResult((), ())
+        for session in sessions:
+            if not session.in_chunk:
+                session.begin(now_s, self._planner.start_s(session))
+        rows = [session.row() for session in sessions]
+        pictures = self._world.step(rows)
+        finished_s = clock()
+        by_slot = {session.slot: session for session in sessions}
+        finished = tuple(self._finish(by_slot[picture.slot], picture, finished_s) for picture in pictures)
+        for session in sessions:
+            session.advance(finished_s)
+        marks = tuple(RowMark(row.slot, row.chunk_index, row.step_index) for row in rows)
+        self.counters.count(marks)
+        return TickResult(finished, marks)
+
+    def _finish(self, session: Session, picture: Picture, finished_s: float) -> Finished:
+        path, index = session.path, session.chunk_index
+        if path is None or picture.chunk_index != index:
+            raise RuntimeError(
+                f"the world finished chunk {picture.chunk_index} of slot {session.slot} at chunk {index}"
+            )
+        deadline_s = session.pacing.deadline_s
+        late_s = session.pacing.finished(index, finished_s)
+        self._planner.service.observe(finished_s - session.ready_s)
+        self.counters.chunks += 1
+        self.counters.frames += len(picture.frames)
+        self.counters.late_chunks += late_s > 0
+        self.counters.late_s += late_s
+        first = self._world.geometry.first_video_frame(index)
+        return Finished(
+            session.id, picture, index, first, path.control_seq, path.poses, session.prompt,
+            session.started_s, finished_s, deadline_s, late_s,
+        )  # fmt: skip
