@@ -78,7 +78,7 @@ class SetPrompt(Message, frozen=True, tag="prompt"):
 
 
 class Ack(Message, frozen=True, tag="ack"):
-    """Every packet up to this one was decoded (or given up)."""
+    """Every packet up to this one was taken in, or given up; held back while the decoder is behind."""
 
     packet: Index
     hidden: bool = False  # the page is not visible: send less
