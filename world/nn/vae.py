@@ -1,14 +1,15 @@
 """The causal video VAE of Wan 2.1: weights and arithmetic; the feature caches that make it stream are passed in.
 
-Inside, a clip is [B, T, C, H, W] and a causal convolution is a 2-D one over three neighbouring frames stacked as
-channels: one convolution backend at every batch size, so a player's pixels do not depend on who else is decoded.
+Inside, a clip is [B, T, H, W, C] and a causal convolution is a 2-D one over three neighbouring frames stacked as
+channels: one convolution backend at every batch size, so a player's pixels do not depend on who else is decoded, and
+channels last is the layout that every backend runs fastest.
 A cache holds the last two frames each causal convolution saw (the encoder's time convolutions: one). Caches of a
 stream's first call are zeros, which is also the padding of a stream's beginning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +41,7 @@ class Caches:
         self.new: list[Tensor] = []
 
     def extend(self, x: Tensor, frames: int) -> Tensor:
-        """[B, T, C, H, W] with the last `frames` frames of the calls before in front."""
+        """[B, T, H, W, C] with the last `frames` frames of the calls before in front."""
         if self.old is None:
             past = x.new_zeros(x.shape[0], frames, *x.shape[2:])
         else:
@@ -55,9 +56,9 @@ class Caches:
         self.new.append(kept)
 
 
-def per_frame(layer: nn.Module, x: Tensor) -> Tensor:
-    """Run a 2-D layer on every frame of [B, T, C, H, W]."""
-    return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+def per_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Run a 2-D layer on every frame of [B, T, H, W, C]. Contiguous, because a layout picks the backend and so the bits."""
+    return layer(x.flatten(0, 1).contiguous().permute(0, 3, 1, 2)).permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
 
 
 class CausalConv(nn.Conv3d):
@@ -73,13 +74,12 @@ class CausalConv(nn.Conv3d):
         return self.window(x, stride=1, padding=h // 2)
 
     def window(self, x: Tensor, stride: int, padding: int) -> Tensor:
-        """Every run of t frames, `stride` apart: [B, T, C, H, W] -> [B, (T - t) // stride + 1, O, H, W]."""
+        """Every run of t frames, `stride` apart: [B, T, H, W, C] -> [B, (T - t) // stride + 1, H, W, O]."""
         t = self.kernel_size[0]
-        frames = (x.shape[1] - t) // stride + 1
-        stacked = torch.cat([x[:, k : k + stride * (frames - 1) + 1 : stride] for k in range(t)], dim=2)
+        span = x.shape[1] - t + 1
+        stacked = torch.cat([x[:, k : k + span : stride] for k in range(t)], dim=-1)
         weight = self.weight.transpose(1, 2).flatten(1, 2)  # [O, t C, h, w]
-        y = F.conv2d(stacked.flatten(0, 1), weight, self.bias, padding=padding)
-        return y.unflatten(0, stacked.shape[:2])
+        return per_frame(lambda frames: F.conv2d(frames, weight, self.bias, padding=padding), stacked)
 
 
 class Norm(nn.Module):
@@ -90,9 +90,7 @@ class Norm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(channels, *(1,) * dims))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Channels are the third axis from the end."""
-        gamma = self.gamma.view(-1, 1, 1)
-        return F.normalize(x.float(), dim=-3).to(x.dtype) * (gamma * gamma.shape[0] ** 0.5)
+        return F.normalize(x.float(), dim=-1).to(x.dtype) * (self.gamma.flatten() * x.shape[-1] ** 0.5)
 
 
 class Residual(nn.Module):
@@ -119,9 +117,9 @@ class FrameAttention(nn.Module):
         self.to_qkv, self.proj = nn.Conv2d(channels, 3 * channels, 1), nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, caches: Caches) -> Tensor:
-        qkv = per_frame(self.to_qkv, self.norm(x)).flatten(-2).transpose(-1, -2)  # [B, T, H W, 3 C]
+        qkv = per_frame(self.to_qkv, self.norm(x)).flatten(2, 3)  # [B, T, H W, 3 C]
         seen = F.scaled_dot_product_attention(*qkv.chunk(3, dim=-1))
-        return x + per_frame(self.proj, seen.transpose(-1, -2).unflatten(-1, x.shape[-2:]))
+        return x + per_frame(self.proj, seen.unflatten(2, x.shape[2:4]))
 
 
 class Down(nn.Module):
@@ -153,7 +151,7 @@ class Up(nn.Module):
             caches.skip(x, 2, keep=False)
         elif self.time_conv is not None:
             x = self.time_conv(x, caches)  # channels: even frame, odd frame
-            x = x.unflatten(2, (2, -1)).flatten(1, 2)
+            x = x.unflatten(-1, (2, -1)).movedim(-2, 2).flatten(1, 2)
         return per_frame(self.resample, x)
 
 
@@ -225,8 +223,8 @@ class VideoVAE(nn.Module):
         """Video [B, 3, T, H, W] in -1..1 (1 frame on the first call, then multiples of 4) -> mean and log variance
         [B, 2 z, t, H/8, W/8] of the unnormalised latent, and the caches for the next call."""
         tape = Caches(caches)
-        h = self.conv1(self.encoder(video.to(self.dtype).transpose(1, 2), tape, first), tape)
-        return h.transpose(1, 2).float(), tape.new
+        h = self.conv1(self.encoder(video.to(self.dtype).movedim(1, -1), tape, first), tape)
+        return h.movedim(-1, 1).float(), tape.new
 
     def normalise(self, mu: Tensor) -> Tensor:
         mean, std = self._statistics(mu)
@@ -248,5 +246,5 @@ class VideoVAE(nn.Module):
         not clamped, and the caches for the next call."""
         mean, std = self._statistics(z)
         tape = Caches(caches)
-        x = self.conv2((z * std + mean).to(self.dtype).transpose(1, 2), tape)
-        return self.decoder(x, tape, first).transpose(1, 2).float(), tape.new
+        x = self.conv2((z * std + mean).to(self.dtype).movedim(1, -1), tape)
+        return self.decoder(x, tape, first).movedim(-1, 1).float(), tape.new
