@@ -88,7 +88,7 @@ class _AxisTrack:
             used_s = min(duration_s, used_s + tap.duration_s)
             parts.append((used_s, tap.mean))
         self.taps.clear()
-        self.seen = True
+        self.seen = used_s < duration_s  # else taps left no time for what is held, which may yet become a tap
         return [*parts, (duration_s, self.value)]
 
 

@@ -6,6 +6,7 @@ lateness and nothing is made up for later, so overload slows a stream and never 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 from world.chunk import Geometry
@@ -18,7 +19,8 @@ class Pacing:
     def __init__(self, geometry: Geometry, now_s: float) -> None:
         self._geometry = geometry
         self._predicted: deque[tuple[int, float]] = deque(maxlen=REPORTS)  # (chunk index, slack in s)
-        self.late_chunks = 0
+        self._chunk_s = 0.0  # duration of the last chunk
+        self._finished_s = now_s
         self.late_s = 0.0  # how far overload has shifted the clock, in all
         self.restart(0, now_s)
 
@@ -36,31 +38,31 @@ class Pacing:
 
     @property
     def earliest_s(self) -> float:
-        """The next chunk may not start before: the chunk before it begins to play, so that never more than one waits."""
+        """The next chunk may not be finished before: the one before it plays then, so never more than one waits."""
         return self._earliest_s
 
     def finished(self, chunk_index: int, at_s: float) -> float:
         """The frames of the awaited chunk are out; returns its lateness in seconds, 0 when in time."""
-        late_s = max(0.0, at_s - self._needed_s)
-        settled = chunk_index >= self._settled_index
-        if settled and late_s > 0:
-            self.late_chunks += 1
-            self.late_s += late_s
+        late_s = max(0.0, at_s - self._needed_s) if chunk_index >= self._settled_index else 0.0
+        self.late_s += late_s
         shown_s = max(self._needed_s, at_s)
         self._predicted.append((chunk_index, shown_s - at_s))
         self._finished_s = at_s
         self._earliest_s = shown_s
-        self._needed_s = shown_s + self._geometry.video_frames(chunk_index) / self._geometry.fps
         self._chunk_s = self._geometry.video_frames(chunk_index) / self._geometry.fps
-        return late_s if settled else 0.0
+        self._needed_s = shown_s + self._chunk_s
+        return late_s
 
     def report(self, slack_s: float, chunk_index: int | None = None) -> None:
         """The client says how early a chunk's first frame came (default: the last one's); correct the clock by it.
 
         The clock never gets ahead of a chunk shown as soon as it was finished, so no report buys priority.
         """
+        if not math.isfinite(slack_s):
+            return
         for index, predicted_s in reversed(self._predicted):
             if chunk_index in (None, index):
+                self._predicted.remove((index, predicted_s))  # one report a chunk
                 error_s = min(max(slack_s, 0.0), self._chunk_s) - predicted_s
                 shift_s = error_s * (EARLIER_GAIN if error_s < 0 else LATER_GAIN)
                 shown_s = max(self._finished_s, self._earliest_s + shift_s)

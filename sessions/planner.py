@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -29,7 +30,12 @@ class ServiceTime:
     @property
     def lead_s(self) -> float:
         """How long before its deadline a chunk has to start; as early as allowed while nothing was measured."""
-        return float("inf") if self.mean_s is None else self.mean_s + 2 * self.deviation_s + MARGIN_S
+        return math.inf if self.mean_s is None else self.mean_s + 2 * self.deviation_s + MARGIN_S
+
+    @property
+    def least_s(self) -> float:
+        """What a chunk takes at least."""
+        return 0.0 if self.mean_s is None else max(0.0, self.mean_s - 4 * self.deviation_s)
 
 
 class Planner:
@@ -39,8 +45,8 @@ class Planner:
 
     def start_s(self, session: Session) -> float:
         """When a waiting session's next chunk may start: late enough to hear the player, early enough to be in time."""
-        pacing = session.pacing
-        return max(session.ready_s, pacing.earliest_s, pacing.deadline_s - self.service.lead_s)
+        pacing, service = session.pacing, self.service
+        return max(session.ready_s, pacing.earliest_s - service.least_s, pacing.deadline_s - service.lead_s)
 
     def due_s(self, sessions: Iterable[Session], now_s: float) -> float | None:
         """When the next forward has work: now or later, None while nobody needs anything."""

@@ -43,7 +43,7 @@ class Session:
         self.chunk_index = 0
         self.step_index = 0
         self.started_s = now_s  # of the chunk under way
-        self.ready_s = now_s  # since when this chunk could have started
+        self.ready_s = now_s  # since when this chunk could start
         self.pacing = Pacing(geometry, now_s)
         self.trajectory: Trajectory = AxesTrajectory(geometry) if control == "axes" else PoseTrajectory(geometry)
         self.path: ChunkPath | None = None  # of the chunk under way
@@ -91,7 +91,8 @@ class Session:
         self.move(State.DENOISING)
         self.path = self.trajectory.take(self.chunk_index)
         self.prompt, self._next_prompt = self._next_prompt, None
-        self.started_s, self.ready_s = now_s, ready_s
+        self.started_s = now_s
+        self.ready_s = ready_s if self.chunk_index else now_s  # a first chunk may have waited for its poses, not for us
 
     def row(self) -> Row:
         """What the next forward does for this session."""

@@ -22,6 +22,7 @@ MOVE_UNITS_S = 0.8  # speed of a full axis: at 16 fps the 0.05 units a frame of 
 TURN_DEG_S = 32.0  # likewise 2 degrees a frame, for yaw and pitch
 MAX_QUEUED_POSES = 1024
 RIGID_TOLERANCE = 1e-2  # recorded poses are not perfectly orthonormal
+MAX_DISTANCE_UNITS = 1e6  # from the origin of recorded poses
 
 
 class PoseQueueFull(Exception):
@@ -82,7 +83,7 @@ class AxesTrajectory:
                 )
                 poses.append(self._pose)
                 planes.append(axes_planes(axes))
-        return _path(before, np.stack(poses), np.stack(planes), self._control_seq)
+        return _path(before if chunk_index else None, np.stack(poses), np.stack(planes), self._control_seq)
 
 
 class PoseTrajectory:
@@ -106,7 +107,7 @@ class PoseTrajectory:
         return len(self._queue)
 
     def extend(self, seq: int, poses: NDArray[np.float32]) -> None:
-        """Append poses [n, 4, 4]. ValueError if they are not poses or `seq` goes back, PoseQueueFull if too many wait."""
+        """Append poses [n, 4, 4]. ValueError: not poses, or `seq` goes back. PoseQueueFull: too many wait."""
         if seq <= self._last_seq:
             raise ValueError(f"poses {seq} came after poses {self._last_seq}")
         check_poses(poses)
@@ -114,7 +115,9 @@ class PoseTrajectory:
             self.dropped += 1
             raise PoseQueueFull(f"{len(self._queue)} poses wait, {len(poses)} more would pass {MAX_QUEUED_POSES}")
         self._last_seq = seq
-        self._queue.extend((seq, pose) for pose in poses.astype(np.float64))
+        exact = poses.astype(np.float64)
+        exact[:, 3] = [0.0, 0.0, 0.0, 1.0]
+        self._queue.extend((seq, pose) for pose in exact)
 
     def restart(self) -> None:
         """The player's page is gone or another one: forget what is queued, stay where we are."""
@@ -123,7 +126,7 @@ class PoseTrajectory:
 
     def take(self, chunk_index: int) -> ChunkPath:
         """The path of the next chunk. Needs `ready`."""
-        before = self._queue[0][1] if self._pose is None else self._pose
+        before = self._pose
         poses = []
         for _ in range(self._geometry.video_frames(chunk_index)):
             if self._queue:
@@ -146,6 +149,8 @@ def check_poses(poses: NDArray[np.float32]) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         error = np.abs(turns @ turns.transpose(0, 2, 1) - np.eye(3)).max()
         rigid = error < RIGID_TOLERANCE and bool(np.all(np.linalg.det(turns) > 0))
+    if np.abs(poses[:, :3, 3]).max() > MAX_DISTANCE_UNITS:
+        raise ValueError(f"a pose is more than {MAX_DISTANCE_UNITS:.0f} units away")
     if not rigid or np.any(np.abs(poses[:, 3] - [0, 0, 0, 1]) > RIGID_TOLERANCE):
         raise ValueError("a pose is not a rigid camera-to-world matrix")
 
@@ -161,13 +166,12 @@ def frame_axes(segments: tuple[Segment, ...], num_frames: int, fps: int) -> NDAr
 
 
 def _path(
-    before: NDArray[np.float64], poses: NDArray[np.float64], planes: NDArray[np.float32], control_seq: int
+    before: NDArray[np.float64] | None, poses: NDArray[np.float64], planes: NDArray[np.float32], control_seq: int
 ) -> ChunkPath:
-    """`before` is the pose of the video frame before the chunk; the frames of a chunk end with a latent frame's."""
+    """`before`: the pose of the video frame before the chunk, None for the first. A chunk ends with a latent frame."""
     last = slice((len(poses) - 1) % TEMPORAL_STRIDE, None, TEMPORAL_STRIDE)  # of every latent frame
     latents = poses[last]  # [f, 4, 4]
-    # A first chunk starts with a latent frame of one video frame, and nothing is before it.
-    rows = np.concatenate([(latents if len(poses) % TEMPORAL_STRIDE else before[None])[:1], latents])
+    rows = np.concatenate([latents[:1] if before is None else before[None], latents])  # [f + 1, 4, 4]
     # Only relative motion counts for a world, and float32 has no room for a long walk: start every row at the origin.
     rows[:, :3, 3] -= rows[0, :3, 3].copy()
     held = [planes[max(0, end - TEMPORAL_STRIDE + 1) : end + 1].max(axis=0) for end in range(last.start, len(poses), 4)]
