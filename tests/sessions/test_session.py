@@ -15,7 +15,7 @@ def session(control: str = "axes", num_steps: int = 2) -> Session:
     return Session("a", 3, Geometry(64, 48, 16, 1), num_steps, control, 0.0)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("before, after", product(State, State))
+@pytest.mark.parametrize("before, after", list(product(State, State)))
 def test_moves_outside_the_table_are_refused(before: State, after: State) -> None:
     one = session()
     one.state = before
