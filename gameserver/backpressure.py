@@ -1,9 +1,9 @@
-"""What a slow link or a slow client costs: frames skipped before they are encoded, and a lower bitrate. No clock, no IO.
+"""The price of a slow link or client: frames skipped before they are encoded, a lower bitrate. No clock, no IO.
 
 A frame that was never encoded leaves no hole in the H.264 stream, so a skip needs no keyframe. `await send()` tells
-nothing (seconds of video vanish into buffers), so the only evidence is the client's acknowledgements. A client acks on
-decode and decodes shortly before a frame is due, so the frames of a chunk, sent in one burst, are acked one interval
-apart: a packet's age counts from when it is due, not from when it was sent.
+nothing (seconds of video vanish into buffers): the only evidence is the client's acknowledgements, given when a packet
+is taken in and held back while the decoder is behind. The frames of a chunk leave in one burst, and none of them is
+missed before it is to be shown: a packet's age counts from when it is due in the schedule of a client without margin.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ class _Sent:
     packet: int
     sent_s: float
     due_s: float
-    first: bool  # of its chunk
 
 
 class Backpressure:
@@ -46,9 +45,8 @@ class Backpressure:
         self._interval_s = 1.0 / fps
         self._unacked: deque[_Sent] = deque()
         self._round_trips: deque[tuple[float, float]] = deque()  # (when, seconds), rising: the first is the shortest
-        self._margin_s = 0.0  # how much longer than our schedule the client holds a frame, by its own report
-        self._due_s = float("-inf")  # of the last frame sent, in the schedule of a client without margin
         self._frame = 0
+        self._due_s = float("-inf")  # of that frame
         self._sent_s = float("-inf")
         self._progress_s = float("-inf")
         self._cut_s = float("-inf")
@@ -72,24 +70,21 @@ class Backpressure:
         """Frames given up elsewhere, before encoding."""
         self.skipped_frames += num_frames
 
-    def sent(self, packet: int, frame: int, now_s: float, *, first: bool) -> None:
-        """A packet with a stream's frame left; `first` of its chunk. A late frame shifts the client's schedule."""
+    def sent(self, packet: int, frame: int, now_s: float) -> None:
+        """A packet with this frame of the stream left; one that is late shifts the schedule."""
         self._due_s = max(now_s, self._due_s + (frame - self._frame) * self._interval_s)
         self._frame, self._sent_s = frame, now_s
-        self._unacked.append(_Sent(packet, now_s, self._due_s, first))
+        self._unacked.append(_Sent(packet, now_s, self._due_s))
 
-    def acked(self, packet: int, now_s: float, *, hidden: bool = False, slack_s: float | None = None) -> None:
-        """Every packet up to this one was decoded. `slack_s`: how early the first frame of its chunk came."""
+    def acked(self, packet: int, now_s: float, *, hidden: bool = False) -> None:
+        """Every packet up to this one was taken in."""
         self.hidden = hidden
         newest: _Sent | None = None
         while self._unacked and self._unacked[0].packet <= packet:
             newest = self._unacked.popleft()
-            if newest.first and slack_s is not None:
-                self._margin_s = min(1.0, max(0.0, slack_s - (newest.due_s - newest.sent_s)))
         if newest is not None:
             self._progress_s = now_s
-            if newest.packet == packet:
-                self._measure(now_s, max(0.0, now_s - newest.due_s - self._margin_s))
+            self._measure(now_s, now_s - newest.sent_s)
 
     def stalled(self, now_s: float) -> bool:
         """Whether something is unacknowledged and nothing has been for too long."""
@@ -103,13 +98,13 @@ class Backpressure:
 
     @property
     def round_trip_s(self) -> float:
-        """The shortest of late, from when a frame was due to its ack."""
+        """The shortest of the last while."""
         return self._round_trips[0][1] if self._round_trips else self.limits.first_round_trip_s
 
     def _late(self, now_s: float) -> bool:
         if not self._unacked:
             return False
-        return now_s - self._unacked[0].due_s - self._margin_s > self.round_trip_s + self.limits.late_s
+        return now_s - self._unacked[0].due_s > self.round_trip_s + self.limits.late_s
 
     def _lower(self, now_s: float) -> None:
         self._probed_s = now_s

@@ -1,0 +1,144 @@
+"""The one seam between the sockets' thread and the engine's: frozen letters in a bounded box.
+
+Each session has a quota a kind of letter, so no session can fill the box for another. Over it, by kind: steering takes
+in the newest one waiting (axes replace, looks add up); prompts, presence and slack replace it; poses and joins are
+refused. A letter that takes another in goes to the end. Everything beside plain acceptance is counted.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sessions.control import Control
+from sessions.trajectory import ControlKind
+from world.chunk import Prompt, Start
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    session_id: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Join(Letter):
+    start: Start
+    control: ControlKind
+
+
+@dataclass(frozen=True, slots=True)
+class Steer(Letter):
+    control: Control
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Extend(Letter):
+    """Poses for the next video frames."""
+
+    seq: int
+    poses: NDArray[np.float32]  # [n, 4, 4]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptChange(Letter):
+    prompt: Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Slack(Letter):
+    """How early the first frame of a chunk came."""
+
+    chunk_index: int
+    slack_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Presence(Letter):
+    """Whether somebody is there to see the session."""
+
+    attached: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Leave(Letter):
+    pass
+
+
+QUOTA: dict[type[Letter], int] = {Join: 1, Steer: 64, Extend: 16, PromptChange: 1, Slack: 1, Presence: 1, Leave: 1}
+
+
+class Mailbox:
+    """Any thread may `put`; one thread takes."""
+
+    def __init__(self, max_joins: int) -> None:
+        self.coalesced: Counter[str] = Counter()  # by kind of letter
+        self.refused: Counter[str] = Counter()
+        self._max_joins = max_joins  # that wait
+        self._changed = threading.Condition()
+        self._letters: list[Letter | None] = []  # None: taken in by a later one
+        self._waiting: Counter[tuple[str, type[Letter]]] = Counter()
+        self._newest: dict[tuple[str, type[Letter]], int] = {}  # index in `_letters`
+        self._joins = 0
+        self._woken = False
+
+    def __len__(self) -> int:
+        return len(self._letters)
+
+    def put(self, letter: Letter) -> bool:
+        """False if the letter was refused."""
+        kind = type(letter)
+        key = letter.session_id, kind
+        with self._changed:
+            if kind is Join and self._joins >= self._max_joins:
+                self.refused[kind.__name__] += 1
+                return False
+            if self._waiting[key] < QUOTA[kind]:
+                self._waiting[key] += 1
+                self._joins += kind is Join
+            elif kind in (Join, Extend):
+                self.refused[kind.__name__] += 1
+                return False
+            else:
+                newest = self._newest[key]
+                letter, self._letters[newest] = _coalesce(self._letters[newest], letter), None
+                self.coalesced[kind.__name__] += 1
+                if len(self._letters) > 2 * self._waiting.total():
+                    self._compact()
+            self._newest[key] = len(self._letters)
+            self._letters.append(letter)
+            self._changed.notify()
+            return True
+
+    def take(self, timeout_s: float) -> list[Letter]:
+        """Everything that waits, in order; waits itself until there is something, a `wake`, or the timeout."""
+        with self._changed:
+            if not self._letters and not self._woken and timeout_s > 0:
+                self._changed.wait(timeout_s)
+            letters = [letter for letter in self._letters if letter is not None]
+            self._letters.clear()
+            self._waiting.clear()
+            self._newest.clear()
+            self._joins = 0
+            self._woken = False
+            return letters
+
+    def _compact(self) -> None:
+        self._letters = [letter for letter in self._letters if letter is not None]
+        self._newest = {(letter.session_id, type(letter)): i for i, letter in enumerate(self._letters) if letter}
+
+    def wake(self) -> None:
+        """Let `take` return, now or the next time."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify()
+
+
+def _coalesce(waiting: Letter | None, letter: Letter) -> Letter:
+    if isinstance(waiting, Steer) and isinstance(letter, Steer):
+        (turn, pitch), (turn_more, pitch_more) = waiting.control.look_deg, letter.control.look_deg
+        return Steer(letter.session_id, replace(letter.control, look_deg=(turn + turn_more, pitch + pitch_more)))
+    return letter
