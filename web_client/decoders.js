@@ -18,7 +18,7 @@ export function offer(forced) {
   return { codecs: ['h264', 'jpeg'], why: null };
 }
 
-// Both have decode(frame message), backlog, close(), and call shown(message, picture, close) and broken(fault).
+// Both have name, decode(frame message), close(), and call shown(message, picture, close) and broken(fault).
 export class H264Decoder {
   name = 'H.264, WebCodecs';
 
@@ -27,8 +27,6 @@ export class H264Decoder {
     this.decoding = new Map(); // timestamp, us -> message
     this.codec = null;
   }
-
-  get backlog() { return this.decoding.size; }
 
   decode(message) {
     if (message.key) this.configure(codecString(message.data));
@@ -80,16 +78,17 @@ export class JpegDecoder {
 
   constructor(_fps, { shown, broken }) {
     Object.assign(this, { shown, broken });
-    this.backlog = 0;
+    this.last = Promise.resolve(); // pictures come out in the order they went in
     this.closed = false;
   }
 
   decode(message) {
-    this.backlog += 1;
-    createImageBitmap(new Blob([message.data], { type: 'image/jpeg' })).then((picture) => {
-      if (this.closed) picture.close();
-      else this.shown(message, picture, () => picture.close());
-    }, (fault) => { if (!this.closed) this.broken(fault); }).finally(() => { this.backlog -= 1; });
+    const picture = createImageBitmap(new Blob([message.data], { type: 'image/jpeg' }));
+    this.last = Promise.allSettled([picture, this.last]).then(([{ value, reason }]) => {
+      if (this.closed) value?.close();
+      else if (value) this.shown(message, value, () => value.close());
+      else this.broken(reason);
+    });
   }
 
   close() { this.closed = true; }

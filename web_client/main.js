@@ -20,13 +20,13 @@ const SESSION_KEY = 'manyworlds.session'; // of this tab: what a reload continue
 const asked = parseAddress(location.search);
 const settings = loadSettings(localStorage, asked);
 const offered = offer(asked.codec);
-const screen = new Screen($('picture'), settings.scaling);
+const screen = new Screen($('picture'), settings.scaling, asked.renderer);
 const hud = new Hud();
 const glow = $('glow').getContext('2d', { alpha: false });
 const card = new Card({ primary: cardPrimary, secondary: () => game.leave('start') });
 const start = new StartScreen(asked, { play: (choice) => game.enter(choice), again: () => game.enter(session()) });
 const menu = new Menu(settings, {
-  closed: () => { steer(); input.lock(); },
+  closed: () => { steer(); if (game.state === 'playing' && matchMedia('(pointer: fine)').matches) input.lock(); },
   changed: () => {
     saveSettings(localStorage, settings);
     screen.setMode(settings.scaling);
@@ -153,6 +153,7 @@ addEventListener('keydown', (event) => {
 });
 
 document.addEventListener('pointerlockchange', () => { // the browser keeps Escape to itself while it holds the mouse
+  if (input.locked && game.state !== 'playing') input.unlock(); // granted too late
   if (input.locked || game.state !== 'playing' || menu.open) return;
   if (!$('whisper').hidden) whisper(false);
   else { menu.show(); steer(); }

@@ -5,11 +5,10 @@ import { DECODE_AHEAD_MS, Pacer } from './pacing.js';
 import { Rate, Series, median } from './series.js';
 
 const MAX_WAITING = 120; // encoded frames; more than any chunk
-const MAX_BACKLOG = 8; // frames inside the decoder before their acks are held back
 const KEYFRAME_MS = 500; // between two requests
 const MAX_CONTROLS = 512; // whose sending time is remembered
 
-// Events: ack({packet, slack_ms}), wantKeyframe(), painted(message).
+// Events: ack({packet, slack_ms}) when it was decoded or given up, wantKeyframe(), painted(message).
 export class Player {
   constructor(screen, { fps, codec, marginMs }, events, now = () => performance.now()) {
     Object.assign(this, { screen, events, now });
@@ -17,8 +16,8 @@ export class Player {
     const decoders = { shown: (...args) => this.decoded(...args), broken: (fault) => this.broken(fault) };
     this.decoder = codec === 'jpeg' ? new JpegDecoder(fps, decoders) : new H264Decoder(fps, decoders);
     this.everyFrameIsKey = codec === 'jpeg';
-    this.waiting = []; // [{message, dueMs}] encoded, in order
-    this.dues = new Map(); // packet -> ms, of what is in the decoder
+    this.waiting = []; // [{message, dueMs, slackMs}] encoded, in order
+    this.decoding = []; // the same, in the decoder
     this.ready = []; // [{message, dueMs, picture, close}] decoded, in order
     this.expected = null; // the next packet
     this.needsKey = true;
@@ -47,24 +46,12 @@ export class Player {
     }
     this.expected = message.packet + 1;
     if (message.key || this.everyFrameIsKey) this.needsKey = false;
-    if (this.needsKey) this.askForKeyframe();
-    else this.waiting.push({ message, dueMs });
+    if (this.needsKey) {
+      this.askForKeyframe();
+      this.events.ack({ packet: message.packet, slack_ms: slackMs });
+    } else this.waiting.push({ message, dueMs, slackMs });
     if (this.waiting.length > MAX_WAITING) this.startOver();
-    this.acknowledge(message.packet, slackMs);
     this.feed();
-  }
-
-  // Acknowledged when taken in, since waiting to be due is not the network's doing; but not ahead of a slow decoder.
-  acknowledge(packet, slackMs) {
-    const held = this.held;
-    this.held = { packet, slack_ms: slackMs ?? held?.slack_ms ?? null };
-    if (this.decoder.backlog <= MAX_BACKLOG) this.releaseAck();
-  }
-
-  releaseAck() {
-    if (!this.held) return;
-    this.events.ack(this.held);
-    this.held = null;
   }
 
   // Hand the decoder what is due soon; a hidden page paints nothing and must not fall behind its throttled timers.
@@ -72,17 +59,23 @@ export class Player {
     clearTimeout(this.timer);
     const horizonMs = document.hidden ? Infinity : this.now() + DECODE_AHEAD_MS;
     while (this.waiting.length && this.waiting[0].dueMs <= horizonMs) {
-      const { message, dueMs } = this.waiting.shift();
-      this.dues.set(message.packet, dueMs);
-      this.decoder.decode(message);
+      const next = this.waiting.shift();
+      this.decoding.push(next);
+      this.decoder.decode(next.message);
     }
     if (this.waiting.length) this.timer = setTimeout(() => this.feed(), this.waiting[0].dueMs - horizonMs);
   }
 
+  // Acks every packet up to this one: the decoder gives back in order, so what is before it was lost inside.
   decoded(message, picture, close) {
-    const dueMs = this.dues.get(message.packet) ?? this.now();
-    for (const packet of this.dues.keys()) if (packet <= message.packet) this.dues.delete(packet);
-    this.releaseAck();
+    let dueMs = this.now();
+    let slackMs = null;
+    while (this.decoding.length && this.decoding[0].message.packet <= message.packet) {
+      const done = this.decoding.shift();
+      dueMs = done.dueMs;
+      slackMs = done.slackMs ?? slackMs;
+    }
+    this.events.ack({ packet: message.packet, slack_ms: slackMs });
     if (document.hidden) { close(); return; }
     this.ready.push({ message, dueMs, picture, close });
     this.animation ??= requestAnimationFrame((atMs) => this.animate(atMs));
@@ -116,18 +109,24 @@ export class Player {
   broken(fault) {
     console.warn('picture lost:', fault?.message ?? fault);
     this.counts.undecodable += 1;
-    this.dues.clear();
-    if (this.everyFrameIsKey) return;
-    this.needsKey = true;
-    while (this.waiting.length && !this.waiting[0].message.key) this.waiting.shift();
-    if (this.waiting.length) this.needsKey = false;
-    else this.askForKeyframe();
+    if (this.everyFrameIsKey) { this.decoding.shift(); return; }
+    const nextKey = this.waiting.findIndex(({ message }) => message.key);
+    this.giveUp(this.waiting.splice(0, nextKey < 0 ? this.waiting.length : nextKey));
+    if (nextKey < 0) this.askForKeyframe();
+  }
+
+  // Whatever is in the decoder and `frames` after it will not be seen; what follows needs a keyframe.
+  giveUp(frames) {
+    const last = [...this.decoding, ...frames].at(-1);
+    this.decoding = [];
+    this.needsKey = !this.everyFrameIsKey && this.waiting.length === 0;
+    if (last) this.events.ack({ packet: last.message.packet, slack_ms: null });
   }
 
   startOver() {
-    this.waiting = [];
     this.pacer.restart();
-    if (!this.everyFrameIsKey) { this.needsKey = true; this.askForKeyframe(); }
+    this.giveUp(this.waiting.splice(0));
+    if (this.needsKey) this.askForKeyframe();
   }
 
   askForKeyframe() {

@@ -6,12 +6,15 @@ const MODES = { sharp: 0, plain: 1, pixels: 2 };
 const MAX_BUFFER_WIDTH = 2560;
 
 export class Screen {
-  constructor(canvas, mode) {
+  // `renderer` "webgl" or "2d" forces one; otherwise WebGL, unless the CPU would have to do its work.
+  constructor(canvas, mode, renderer) {
     this.canvas = canvas;
     this.width = 16;
     this.height = 9;
-    // Kept after compositing, so that a screenshot shows what is shown.
-    this.gl = canvas.getContext('webgl2', { alpha: false, antialias: false, depth: false, preserveDrawingBuffer: true });
+    this.gl = (renderer ? renderer === 'webgl' : hasGpu()) && canvas.getContext('webgl2', {
+      alpha: false, antialias: false, depth: false,
+      preserveDrawingBuffer: true, // so that what reads the canvas reads what is shown
+    });
     this.renderer = this.gl && this.program() ? 'WebGL' : '2D canvas';
     if (!this.gl) this.flat = canvas.getContext('2d', { alpha: false });
     canvas.addEventListener('webglcontextlost', (event) => event.preventDefault());
@@ -85,4 +88,14 @@ export class Screen {
     if (kept) this.flat.putImageData(kept, 0, 0);
     this.redraw();
   }
+}
+
+// Whether WebGL is there and is not a program on the CPU: 16 texture reads a pixel would cost it more than the game.
+function hasGpu() {
+  const gl = document.createElement('canvas').getContext('webgl2', { failIfMajorPerformanceCaveat: true });
+  if (!gl) return false;
+  const info = gl.getExtension('WEBGL_debug_renderer_info');
+  const name = info ? gl.getParameter(info.UNMASKED_RENDERER_WEBGL) : '';
+  gl.getExtension('WEBGL_lose_context')?.loseContext();
+  return !/swiftshader|llvmpipe|softpipe|software|basic render/i.test(name);
 }

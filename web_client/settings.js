@@ -29,6 +29,7 @@ export function parseAddress(search) {
     scene: asked.get('scene') || undefined, prompt: asked.get('prompt')?.slice(0, 500) || undefined,
     seed: parseSeed(asked.get('seed')) ?? undefined, play: asked.get('play') === '1',
     codec: asked.get('codec') ?? undefined, quality: asked.get('quality') ?? undefined,
+    renderer: asked.get('renderer') ?? undefined,
   };
 }
 

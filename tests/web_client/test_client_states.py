@@ -1,0 +1,352 @@
+"""Every state of the page, driven by a server that is the test: what is shown, said, sent and painted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gameserver import protocol
+from world.pattern import read_pattern
+
+CANVAS = """() => {
+  const canvas = document.getElementById('picture');
+  const copy = new OffscreenCanvas(224, 128).getContext('2d');
+  copy.drawImage(canvas, 0, 0, 224, 128);
+  return { painted: window.manyworlds.painted, pixels: [...copy.getImageData(0, 0, 224, 128).data] };
+}"""
+
+
+def read_canvas(page: Any) -> tuple[int, Any]:
+    """The frame that the page says it shows, and what the pixels say, in one look."""
+    shot = page.evaluate(CANVAS)
+    pixels = np.array(shot["pixels"], np.uint8).reshape(128, 224, 4)[:, :, :3]
+    return shot["painted"]["frame"], read_pattern(pixels)
+
+
+def play(stage: Any, encoded: list[Any], query: str = "?play=1", last: int = 12) -> Any:
+    """Plays frames 0 to `last` and waits for the last one's picture."""
+    stage.open(query)
+    stage.until(lambda: stage.lines and stage.lines[-1].received)
+    line = stage.lines[-1]
+    line.frames(encoded, 0, last)
+    stage.wait(f"m.state === 'playing' && m.painted.frame === {last}")
+    return line
+
+
+def text(stage: Any, selector: str) -> str:
+    return str(stage.page.locator(selector).inner_text())
+
+
+def in_view(stage: Any) -> list[str]:
+    """Buttons and fields that are shown but reach out of the page sideways, or are too small to touch."""
+    return list(
+        stage.page.evaluate("""() => [...document.querySelectorAll('button, input[type=text], a, label.switch')]
+          .filter((e) => e.checkVisibility({ visibilityProperty: true })).filter((e) => {
+            const box = e.getBoundingClientRect();
+            const small = box.height < 44 && !e.closest('#panel') && e.id !== 'pill'; // the pill has a wider target
+            return box.left < 0 || box.right > innerWidth || small;
+          }).map((e) => e.id || e.textContent)""")
+    )
+
+
+def test_a_visitor_plays_within_two_clicks_with_what_was_chosen(stage: Any, h264: list[Any]) -> None:
+    it = stage()
+    page = it.open()
+    page.wait_for_selector("#scenes label")
+    assert text(it, "#house-text") == "2 of 8 in"
+    page.fill("#prompt", "  deep snow ")
+    page.fill("#seed", "77")
+    page.click("#scenes label:nth-child(2)")
+    page.click("#play")
+    it.until(lambda: it.lines and it.lines[0].received)
+    hello = it.lines[0].of(protocol.Hello)[0]
+    assert (hello.scene, hello.prompt, hello.seed, hello.token) == ("east", "deep snow", 77, None)
+    assert hello.codecs == ("h264", "jpeg")
+    it.lines[0].frames(h264, 0, 4)
+    it.wait("m.state === 'playing'")
+    assert page.locator("#start").is_hidden() and page.locator("#card").is_hidden()
+
+
+@pytest.mark.parametrize("renderer", ["2d", "webgl"])
+def test_the_canvas_shows_the_frame_that_was_sent(stage: Any, h264: list[Any], renderer: str) -> None:
+    it = stage(448, 256)
+    line = play(it, h264, f"?play=1&renderer={renderer}", last=8)
+    assert it.page.evaluate("window.manyworlds.renderer") == {"2d": "2D canvas", "webgl": "WebGL"}[renderer]
+    said, reading = read_canvas(it.page)
+    assert (said, reading.frame_index, reading.slot, reading.seed) == (8, 8, 1, 4242)
+    line.frames(h264, 9, 16)
+    it.wait("m.painted.frame === 16")
+    turned = read_canvas(it.page)
+    assert turned[1].frame_index == 16
+    assert turned[1].yaw_deg == pytest.approx(reading.yaw_deg - 16, abs=4), "colours survive to a few degrees of hue"
+
+
+def test_every_packet_is_acknowledged_with_the_slack_of_its_chunk(stage: Any, h264: list[Any]) -> None:
+    it = stage()
+    line = play(it, h264, last=12)
+    acks = line.of(protocol.Ack)
+    assert [ack.packet for ack in acks] == list(range(13))
+    assert [ack.packet for ack in acks if ack.slack_ms is not None] == [5, 9], "the clock runs from chunk 1"
+    assert not any(ack.hidden for ack in acks)
+
+
+def test_a_gap_waits_for_a_keyframe_and_asks_for_it(stage: Any, h264: list[Any]) -> None:
+    it = stage()
+    line = play(it, h264, last=4)
+    line.packet += 1
+    line.frames(h264, 6, 7)
+    it.until(lambda: line.of(protocol.WantKeyframe))
+    it.until(lambda: line.of(protocol.Ack)[-1].packet == 7)
+    assert read_canvas(it.page)[0] == 4, "nothing that builds on a lost frame is painted"
+    line.frames(h264, 8, 9)
+    it.wait("m.painted.frame === 9")
+
+
+def test_a_stream_that_cannot_be_decoded_asks_for_a_keyframe(stage: Any, h264: list[Any]) -> None:
+    it = stage()
+    line = play(it, h264, last=4)
+    garbage = type(h264[0])(data=b"\x00\x00\x00\x01\x67garbage and more of it", key=True)
+    line.frames([garbage] * 6, 5, 5)
+    it.until(lambda: line.of(protocol.WantKeyframe))
+    line.frames(h264, 0, 3)
+    it.wait("m.painted.frame === 3")
+    assert it.page.evaluate("window.manyworlds.stats.undecodable") >= 1
+
+
+def test_without_a_secure_context_jpeg_plays_and_the_page_says_why(stage: Any, jpeg: list[Any]) -> None:
+    it = stage(secure=False)
+    page = it.open()
+    assert "https" in text(it, "#codec-note")
+    page.click("#play")
+    it.until(lambda: it.lines and it.lines[0].received)
+    assert it.lines[0].of(protocol.Hello)[0].codecs == ("jpeg",)
+    it.lines[0].frames(jpeg, 0, 8)
+    it.wait("m.painted && m.painted.frame === 8")
+    assert read_canvas(page)[1].frame_index == 8
+    assert "JPEG" in page.evaluate("window.manyworlds.decoder")
+    it.lines[0].packet += 3  # a hole: no JPEG needs another
+    it.lines[0].frames(jpeg, 20, 20)
+    it.wait("m.painted.frame === 20")
+    assert not it.lines[0].of(protocol.WantKeyframe)
+
+
+def test_the_address_can_ask_for_jpeg(stage: Any, jpeg: list[Any]) -> None:
+    it = stage()
+    play(it, jpeg, "?play=1&codec=jpeg&scene=east&seed=5", last=4)
+    hello = it.lines[0].of(protocol.Hello)[0]
+    assert (hello.codecs, hello.scene, hello.seed) == (("jpeg",), "east", 5)
+
+
+def test_keys_become_controls_and_a_blurred_page_lets_go(stage: Any, h264: list[Any]) -> None:
+    it = stage()
+    line = play(it, h264, last=4)
+    page = it.page
+    page.keyboard.down("KeyW")
+    page.keyboard.down("KeyJ")
+    it.until(lambda: line.of(protocol.Control) and line.of(protocol.Control)[-1].axes == (1, 0, -1, 0))
+    assert page.locator("#caps kbd.held").all_inner_texts() == ["W", "J"]
+    page.evaluate("window.dispatchEvent(new Event('blur'))")
+    it.until(lambda: line.of(protocol.Control)[-1].axes == (0, 0, 0, 0))
+    controls = line.of(protocol.Control)
+    assert [control.seq for control in controls] == list(range(1, len(controls) + 1))
+    assert [control.t_ms for control in controls] == sorted(control.t_ms for control in controls)
+    line.frames(h264, 5, 8, control_seq=controls[-1].seq)
+    it.wait("m.stats.control_to_picture_ms > 0")
+
+
+def test_dragging_looks_without_pointer_lock(stage: Any, h264: list[Any]) -> None:
+    it = stage()
+    it.page.add_init_script("Element.prototype.requestPointerLock = () => Promise.reject(new Error('refused'))")
+    line = play(it, h264, last=4)
+    it.page.mouse.move(600, 400)
+    it.page.mouse.down()
+    it.page.mouse.move(700, 350, steps=4)
+    it.page.mouse.up()
+    it.until(lambda: sum(control.look[0] for control in line.of(protocol.Control)) > 13.9)
+    assert sum(control.look[1] for control in line.of(protocol.Control)) == pytest.approx(7.0)
+
+
+def test_the_left_thumb_walks_and_the_right_one_looks(stage: Any, h264: list[Any]) -> None:
+    it = stage(390, 844, has_touch=True, is_mobile=True)
+    line = play(it, h264, last=4)
+    touch = it.page.context.new_cdp_session(it.page)
+    left, right = {"x": 100, "y": 600, "id": 1}, {"x": 300, "y": 600, "id": 2}
+    touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [left, right]})
+    moved = [left | {"y": 500}, right | {"x": 340}]
+    touch.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": moved})
+    it.until(lambda: line.of(protocol.Control) and line.of(protocol.Control)[-1].axes[0] == 1.0)
+    it.until(lambda: sum(control.look[0] for control in line.of(protocol.Control)) > 0)
+    assert it.page.locator("#touch").is_visible()
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    it.until(lambda: line.of(protocol.Control)[-1].axes == (0, 0, 0, 0))
+
+
+def test_enter_says_a_prompt_and_its_effect_is_announced(stage: Any, h264: list[Any]) -> None:
+    it = stage()
+    line = play(it, h264, last=4)
+    it.page.keyboard.press("Enter")
+    it.page.keyboard.type("make it snow, wasd")
+    it.page.keyboard.press("Enter")
+    it.until(lambda: line.of(protocol.SetPrompt))
+    assert line.of(protocol.SetPrompt)[0].text == "make it snow, wasd"
+    assert all(control.axes == (0, 0, 0, 0) for control in line.of(protocol.Control)), "letters typed do not walk"
+    line.say(protocol.Prompted(text="make it snow, wasd", chunk=2))
+    it.see("document.getElementById('live').textContent === 'The world heard: make it snow, wasd'")
+    line.refuse("bad_prompt")
+    it.see("document.getElementById('toast').textContent.includes('did not understand')")
+    assert it.page.evaluate("window.manyworlds.state") == "playing", "an error that is not fatal stops nothing"
+
+
+def test_numbers_are_live_and_trouble_has_badges(stage: Any, h264: list[Any]) -> None:
+    it = stage()
+    line = play(it, h264, last=4)
+    line.stats()
+    line.frames(h264, 5, 40)
+    it.page.keyboard.press("F3")
+    it.see("document.getElementById('panel').textContent.match(/Chunk143 ms/)")
+    it.see("Number(document.getElementById('pill-fps').textContent) > 5")
+    stats = it.page.evaluate("window.manyworlds.stats")
+    assert stats["rtt_ms"] >= 0 and stats["kbps"] > 0
+    panel = text(it, "#panel")
+    assert "H.264" in panel and "s-17" in panel and "4242" in panel and "2 of 8" in panel
+    assert it.page.locator(".badge").count() == 0
+    line.stats(speed=0.7, bitrate_kbps=400, skipped=6)
+    it.page.wait_for_selector("[data-badge=busy]")
+    assert text(it, "[data-badge=busy]") == "The world runs at 70 %"
+    assert "400 kbit/s" in text(it, "[data-badge=slow]") and "6 frames" in text(it, "[data-badge=slow]")
+
+
+def test_a_broken_line_dims_the_picture_counts_down_and_resumes(stage: Any, h264: list[Any]) -> None:
+    it = stage()
+    line = play(it, h264, last=4)
+    it.page.keyboard.down("KeyW")
+    it.until(lambda: line.of(protocol.Control))
+    line.route.close(code=1011)
+    it.wait("m.state === 'reconnecting'")
+    it.see("/Trying/.test(document.getElementById('card-countdown').textContent)")
+    assert it.page.locator("#picture").is_visible() and read_canvas(it.page)[0] == 4, "the last picture stays"
+    it.until(lambda: len(it.lines) == 2 and it.lines[1].received)
+    hello = it.lines[1].of(protocol.Hello)[0]
+    assert (hello.token, hello.seed) == ("t-17", 4242)
+    it.lines[1].frames(h264, 0, 4)
+    it.wait("m.state === 'playing'")
+    it.until(lambda: it.lines[1].of(protocol.Control))
+    assert it.lines[1].of(protocol.Control)[-1].axes == (0, 0, 0, 0), "nothing is held that nobody holds"
+
+
+def test_a_full_house_keeps_asking_and_lets_in(stage: Any, h264: list[Any]) -> None:
+    it = stage()
+    it.world["players"] = 8
+    it.on_hello = lambda line, hello: line.refuse("full")
+    it.open("?play=1")
+    it.wait("m.state === 'full'")
+    assert text(it, "#card-title") == "Every place is taken"
+    it.see("/8 of 8/.test(document.getElementById('card-countdown').textContent)")
+    it.on_hello = lambda line, hello: line.welcome()
+    it.world["players"] = 7
+    it.until(lambda: len(it.lines) == 2 and it.lines[1].received)
+    it.lines[1].frames(h264, 0, 4)
+    it.wait("m.state === 'playing'")
+
+
+def test_warming_up_shows_progress_and_goes_in_by_itself(stage: Any, h264: list[Any]) -> None:
+    it = stage()
+    it.world |= {"ready": False, "progress": {"stage": "reading the weights", "share": 0.42}}
+    page = it.open()
+    it.see("/reading the weights/.test(document.getElementById('house-text').textContent)")
+    page.click("#play")
+    it.wait("m.state === 'warming'")
+    it.see("document.getElementById('card-text').textContent === 'reading the weights, 42 %'")
+    assert not it.lines, "nobody knocks before the world is ready"
+    it.world["ready"] = True
+    it.until(lambda: it.lines and it.lines[0].received)
+    it.lines[0].frames(h264, 0, 4)
+    it.wait("m.state === 'playing'")
+
+
+@pytest.mark.parametrize("code", [code for code, (fatal, _) in protocol.ERRORS.items() if fatal])
+def test_every_fatal_error_has_its_page(stage: Any, code: str) -> None:
+    it = stage(390, 844)
+    it.on_hello = lambda line, hello: line.refuse(code)
+    it.open("?play=1")
+    expected = {"full": "full", "not_ready": "warming", "replaced": "replaced", "shutting_down": "going_down"}
+    it.wait(f"m.state === '{expected.get(code, 'error')}'")
+    assert len(text(it, "#card-title")) > 8 and len(text(it, "#card-text")) > 20
+    assert it.page.evaluate("document.activeElement.closest('#card') !== null"), "the keyboard is where the question is"
+    assert text(it, "#card-title") in it.page.locator("#live").text_content()
+    assert in_view(it) == []
+    if code != "not_ready":
+        it.page.click("#card summary")
+        assert len(text(it, "#card-operator")) > 20
+
+
+def test_replaced_stays_until_the_player_decides(stage: Any, h264: list[Any]) -> None:
+    it = stage()
+    line = play(it, h264, last=4)
+    line.refuse("replaced")
+    it.wait("m.state === 'replaced'")
+    it.page.click("#card-primary")
+    it.until(lambda: len(it.lines) == 2 and it.lines[1].received)
+    assert it.lines[1].of(protocol.Hello)[0].token == "t-17"
+
+
+def test_nobody_answers_and_then_somebody_does(stage: Any, h264: list[Any]) -> None:
+    it = stage()
+    it.world = None
+    it.on_hello = lambda line, hello: line.route.close(code=1011)
+    it.open("?play=1")
+    it.wait("m.state === 'reconnecting'")
+    assert text(it, "#card-title") == "Nobody answers"
+    it.on_hello = lambda line, hello: (line.welcome(), line.frames(h264, 0, 4))
+    it.page.click("#card-primary")
+    it.wait("m.state === 'playing'")
+
+
+def test_the_pause_menu_changes_the_picture_leaves_and_starts_anew(stage: Any, h264: list[Any]) -> None:
+    it = stage()
+    line = play(it, h264, last=4)
+    it.page.keyboard.press("Escape")
+    assert it.page.locator("#menu").is_visible()
+    it.page.keyboard.press("KeyW")
+    it.page.click("#scaling label:nth-of-type(3)")
+    assert it.page.locator("#picture.pixels").count() == 1
+    it.page.click("#leave")
+    it.wait("m.state === 'ended'")
+    it.until(lambda: line.of(protocol.Bye))
+    assert all(control.axes == (0, 0, 0, 0) for control in line.of(protocol.Control))
+    it.page.click("#card-primary")
+    it.until(lambda: len(it.lines) == 2 and it.lines[1].received)
+    hello = it.lines[1].of(protocol.Hello)[0]
+    assert (hello.seed, hello.token) == (4242, None), "the same seed grows the same place"
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (390, 844), (844, 390)])
+def test_everything_is_within_reach(stage: Any, h264: list[Any], size: tuple[int, int]) -> None:
+    it = stage(*size, has_touch=size[0] < 1000)
+    it.open()
+    it.page.wait_for_selector("#scenes label")
+    assert in_view(it) == []
+    it.page.keyboard.press("Tab")
+    order = []
+    for _ in range(6):
+        order.append(it.page.evaluate("document.activeElement.id || document.activeElement.name"))
+        it.page.keyboard.press("Tab")
+    assert order[:5] == ["scene", "prompt", "seed", "dice", "play"]
+    it.page.click("#play")
+    it.until(lambda: it.lines and it.lines[0].received)
+    it.lines[0].frames(h264, 0, 4)
+    it.wait("m.state === 'playing'")
+    it.page.click("#pill")
+    assert it.page.locator("#panel").is_visible() and in_view(it) == []
+    it.page.keyboard.press("Escape")
+    assert in_view(it) == []
+
+
+def test_motion_is_left_out_for_those_who_ask(stage: Any) -> None:
+    it = stage()
+    it.on_hello = lambda line, hello: None
+    it.open("?play=1")
+    it.wait("m.state === 'connecting'")
+    assert it.page.evaluate("document.getAnimations().length") == 0
