@@ -111,13 +111,16 @@ def test_time_and_chance_are_arguments(path: Path) -> None:
         assert not used & (CLOCKS | CHANCE)
     if where.startswith("gameserver/") and not where.startswith(OWN_CLOCK + CLOCK_READERS):
         assert not used & CLOCKS, f"{where} may not read a clock"
-    for call in (node for node in ast.walk(syntax(path)) if isinstance(node, ast.Call)):
+    tree = syntax(path)
+    constructors = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+    initial = {node for constructor in constructors for node in ast.walk(constructor)}  # weights before training
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
         library, _, function = dotted(call.func).rpartition(".")
         named = {keyword.arg for keyword in call.keywords}
         if library in ("np.random", "numpy.random"):
             assert function[0].isupper() or call.args or named, f"line {call.lineno}: {function} without a seed"
             assert function[0].isupper() or function == "default_rng", f"line {call.lineno}: the global generator"
-        if library == "torch" and function in TORCH_CHANCE and not where.startswith(OWN_CLOCK):
+        if library == "torch" and function in TORCH_CHANCE and call not in initial and not where.startswith(OWN_CLOCK):
             assert "generator" in named, f"line {call.lineno}: torch.{function} without a generator"
 
 
