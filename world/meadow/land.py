@@ -11,7 +11,7 @@ from world.meadow.noise import SIZE, hash01, mix, noise, smoothstep
 from world.meadow.palette import WAVELENGTHS_M, Palette, sun_direction
 
 EYE_M = 1.7
-CLEARING_M = 42.0  # how far the start place is lifted out of water
+CLEARING_M = 34.0  # how far the start place is lifted out of water
 
 
 class Land(NamedTuple):
@@ -22,21 +22,24 @@ class Land(NamedTuple):
     lattice: Tensor  # [B * SIZE * SIZE, 4]
     lift: Tensor  # [B] metres the start is lifted
     side: Tensor  # [B] -1 or 1: where the shore is
+    bend: Tensor  # [B] what is subtracted so that a valley or shore passes the start
     palette: Palette
 
     def take(self, index: Tensor) -> Land:
         """[F] worlds -> the same land, one entry a frame."""
-        key, base, lift, side = (value[index] for value in (self.key, self.base, self.lift, self.side))
-        return Land(key, base, self.lattice, lift, side, Palette(*(value[index] for value in self.palette)))
+        key, base, lift, side, bend = (v[index] for v in (self.key, self.base, self.lift, self.side, self.bend))
+        return Land(key, base, self.lattice, lift, side, bend, Palette(*(value[index] for value in self.palette)))
 
 
 def make_land(key: Tensor, lattice: Tensor, palette: Palette) -> Land:
     base = torch.arange(len(key), device=key.device, dtype=torch.int32) * (SIZE * SIZE)
     zero = torch.zeros_like(key)
     side = torch.where(hash01(key, zero, zero, 90) < 0.5, -1.0, 1.0)
-    land = Land(key, base, lattice, torch.zeros_like(palette.bias), side, palette)
-    origin = torch.zeros_like(palette.bias)[:, None]
-    height = surface(land, origin, origin, torch.full_like(origin, 2.0)).height[:, 0]
+    none = torch.zeros_like(palette.bias)
+    land = Land(key, base, lattice, none, side, none, palette)
+    origin = none[:, None]
+    land = land._replace(bend=surface(land, origin, origin, origin + 2.0).octaves[1][:, 0])
+    height = surface(land, origin, origin, origin + 2.0).height[:, 0]
     return land._replace(lift=(2.2 - height).clamp(min=0))
 
 
@@ -65,7 +68,7 @@ def surface(land: Land, x: Tensor, z: Tensor, footprint_m: Tensor) -> Surface:
         n, nx, nz = noise(land.lattice, base, x, z, wavelength, i)
         octaves.append(n)
         if i == 1:
-            bend, bend_x, bend_z = n, nx, nz
+            bend, bend_x, bend_z = n - _fit(land.bend, x), nx, nz
         if i < 3:  # crests: 1 - 2|n|, rounded at the top so that the ground stays smooth
             soft = torch.sqrt(n * n + 0.004)
             crease = -2.0 * n / soft * ridge
@@ -78,12 +81,12 @@ def surface(land: Land, x: Tensor, z: Tensor, footprint_m: Tensor) -> Surface:
     inverse = 1 / (1 + s * s)
     slope = rise * 2 * s * inverse * inverse / width
     height, slope_x, slope_z = height + rise * s * s * inverse, slope_x + slope * (1 + 70 * bend_x), slope_z + slope * 70 * bend_z
-    # land that falls to the sea on one side
-    s = (x * _fit(land.side, x) + 30 * bend - 25) / 60
+    # land that falls to the sea ahead and to one side
+    shore, to_x, to_z = _fit(palette.shore, x), 0.8 * _fit(land.side, x), 0.6
+    s = (to_x * x + to_z * z + 25 * bend - 38) / 45
     fall = torch.tanh(s)
-    slope = -_fit(palette.shore, x) * (1 - fall * fall) / 60
-    height = height - _fit(palette.shore, x) * fall
-    slope_x, slope_z = slope_x + slope * (_fit(land.side, x) + 30 * bend_x), slope_z + slope * 30 * bend_z
+    slope = shore * (fall * fall - 1) / 45
+    height, slope_x, slope_z = height - shore * fall, slope_x + slope * (to_x + 25 * bend_x), slope_z + slope * (to_z + 25 * bend_z)
     raised = _fit(land.lift, x) * torch.exp(-(x * x + z * z) / (2 * CLEARING_M**2))
     height, slope_x, slope_z = height + raised, slope_x - raised * x / CLEARING_M**2, slope_z - raised * z / CLEARING_M**2
     return Surface(height, slope_x, slope_z, tuple(octaves))
@@ -129,7 +132,7 @@ def ground_colour(land: Land, ground: Surface, x: Tensor, z: Tensor, footprint_m
     slope = torch.sqrt(ground.slope_x**2 + ground.slope_z**2)
     wooded = forest(land, x, z)
 
-    tone = (1 + 0.16 * ground.octaves[5] * near(9.0) + 0.14 * detail)[:, None]
+    tone = (1 + 0.24 * ground.octaves[5] * near(9.0) + 0.22 * detail)[:, None]
     colour = mix(fit(palette.grass), fit(palette.grass_dry), smoothstep(-0.35, 0.55, blotch)[:, None]) * tone
     colour = colour * (1 - 0.35 * (wooded * fit(palette.trees)[:, 0] * 1.6).clamp(0, 1))[:, None]
     bloom = smoothstep(0.25, 0.75, detail) * smoothstep(-0.1, 0.5, ground.octaves[4]) * fit(palette.flowers)[:, 0]
@@ -146,7 +149,7 @@ def ground_colour(land: Land, ground: Surface, x: Tensor, z: Tensor, footprint_m
     snow = torch.maximum(snow, peak) * smoothstep(1.0, 0.62, slope + 0.1 * ground.octaves[4])
     white = torch.tensor([0.86, 0.89, 0.95], device=x.device)[None, :, None, None]
     colour = mix(colour, white * (0.97 + 0.03 * tone), (0.97 * snow)[:, None])
-    relief = 0.16 * (1 - 0.6 * snow) * near(2.7)
+    relief = 0.26 * (1 - 0.6 * snow) * near(2.7)
     water = smoothstep(0.06, -0.10, ground.height)
     return colour, ground.slope_x + relief * detail_x, ground.slope_z + relief * detail_z, water
 

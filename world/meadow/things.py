@@ -11,6 +11,8 @@ from torch import Tensor
 from world.meadow.land import Land, forest, path_distance, surface
 from world.meadow.noise import hash01, mix, smoothstep
 
+_PAINTS = ((0.54, 0.07, 0.05), (0.72, 0.27, 0.05), (0.78, 0.56, 0.10), (0.09, 0.34, 0.15), (0.06, 0.36, 0.42), (0.07, 0.15, 0.50),
+           (0.27, 0.09, 0.38), (0.80, 0.77, 0.70))  # fmt: skip
 SMALL_KEPT, BIG_KEPT = 224, 40  # things in view that one frame may draw, nearest first
 
 
@@ -26,6 +28,7 @@ class Things(NamedTuple):
     split: Tensor  # share of the height where the cap begins
     cone: Tensor  # the cap's form: weights of cone, ellipsoid (neither: cylinder)
     ellipsoid: Tensor
+    belly: Tensor  # 1: a whole ellipsoid, 0: its upper half, a dome
     tiers: Tensor  # how jagged a cone is
     stripes: Tensor  # around the body
     windows: Tensor  # how much they shine
@@ -62,10 +65,9 @@ def _cells(eye_x: Tensor, eye_z: Tensor, size_m: float, reach: int) -> tuple[Ten
     return ix.expand(shape).flatten(1), iz.expand(shape).flatten(1)
 
 
-def _hue(share: Tensor) -> Tensor:
-    """[F, N] in 0..1 -> vivid linear colour [F, 3, N]."""
-    phase = torch.tensor([0.0, 0.33, 0.67], device=share.device)[None, :, None]
-    return (0.5 + 0.47 * torch.cos(2 * math.pi * (share[:, None] - phase))) ** 1.6 * 0.85
+def _paint(share: Tensor) -> Tensor:
+    """[F, N] in 0..1 -> one of eight colours that are easy to tell apart, linear [F, 3, N]."""
+    return torch.tensor(_PAINTS, device=share.device)[(share * len(_PAINTS)).long().clamp(max=len(_PAINTS) - 1)].movedim(-1, 1)
 
 
 def _near_start(x: Tensor, z: Tensor) -> Tensor:
@@ -109,7 +111,7 @@ def _trees(land: Land, eye_x: Tensor, eye_z: Tensor) -> Things:
     return Things(
         x, z, ground.height - 0.25, height, body_radius, cap_radius,
         mix(mix(0.24 + 0.1 * roll(8), 0.14 + zero, conifer), 0.85 + zero, cactus), conifer * (1 - cactus), 1 - conifer * (1 - cactus),
-        conifer, zero, zero, 1 - 0.5 * cactus, mix(bark + cap * 0, cap, cactus[:, None]), cap,
+        1 - cactus, conifer, zero, zero, 1 - 0.5 * cactus, mix(bark + cap * 0, cap, cactus[:, None]), cap,
     )  # fmt: skip
 
 
@@ -136,7 +138,7 @@ def _stones(land: Land, eye_x: Tensor, eye_z: Tensor) -> Things:
     zero = torch.zeros_like(x)
     return Things(
         x, z, ground.height - 0.45 * height, 1.45 * height, zero + 0.01, radius, zero, zero, zero + 1,
-        zero, zero, zero, zero + 0.8, colour, colour,
+        zero + 1, zero, zero, zero, zero + 0.8, colour, colour,
     )  # fmt: skip
 
 
@@ -184,19 +186,19 @@ def _towers(land: Land, ix: Tensor, iz: Tensor, x: Tensor, z: Tensor, grown: Ten
     zero = torch.zeros_like(x)
     hue = roll(3)
     mixed = palette.tower_mixed[:, None, None]
-    own = mix(palette.tower[:, :, None] * (0.8 + 0.4 * roll(4))[:, None], _hue(hue), mixed)
+    own = mix(palette.tower[:, :, None] * (0.8 + 0.4 * roll(4))[:, None], _paint(hue), mixed)
     pale = torch.tensor([0.70, 0.66, 0.58], device=x.device)[None, :, None] * (0.75 + 0.35 * roll(5))[:, None]
     slate = torch.tensor([0.16, 0.17, 0.22], device=x.device)[None, :, None]
     painted = torch.maximum(1 - mixed[:, 0], (roll(6) < 0.55).float())[:, None]  # asked-for colours cover the walls
     body = mix(pale, own, painted)
-    other = mix(slate + 0 * own, mix(pale, _hue((hue + 0.4) % 1.0), mixed), (roll(7) < 0.55).float()[:, None])
+    other = mix(slate + 0 * own, mix(pale, _paint((hue + 0.4) % 1.0), mixed), (roll(7) < 0.55).float()[:, None])
     cap = mix(own, other, painted * (1 - great[:, None] * (kind != 3)[:, None]))
     snow = torch.tensor([0.84, 0.87, 0.93], device=x.device)[None, :, None]
     cap = mix(cap, snow, (0.45 * palette.snow[:, None] * (1 - great))[:, None])
     return Things(
         x, z, ground - 1.5, (height + 1.5) * grown, body_radius, cap_radius,
         choose([0.66, 0.80, 0.87, 0.86, 0.0, 0.0, 0.0, 0.8]), choose([1.0, 0, 0, 0, 1, 0, 1, 1]), choose([0, 1.0, 0, 1, 0, 1, 0, 0]),
-        zero, choose([0, 0, 0, 5.0, 0, 0, 0, 0]), choose([1.0, 1, 1, 0.5, 0, 0, 0, 1]), zero + 0.25, body, cap,
+        zero, zero, choose([0, 0, 0, 5.0, 0, 0, 0, 0]), choose([1.0, 1, 1, 0.5, 0, 0, 0, 1]), zero + 0.25, body, cap,
     )  # fmt: skip
 
 
@@ -217,7 +219,7 @@ def radius_at(things: Things, u: Tensor) -> Tensor:
     """Radius at share u of the height; fields broadcast against u."""
     v = ((u - things.split) / (1 - things.split)).clamp(0, 1)
     jag = 1 - 0.42 * things.tiers * torch.frac(v * 3.6)
-    dome = torch.sqrt((1 - (2 * v - 1) ** 2).clamp(min=0))
+    dome = torch.sqrt((1 - (v * (1 + things.belly) - things.belly) ** 2).clamp(min=0))
     rest = 1 - things.cone - things.ellipsoid
     cap = things.cap_radius * (things.cone * (1 - v) * jag + things.ellipsoid * dome + rest)
     return torch.where(u < things.split, things.body_radius * (1 - 0.15 * u), cap)
