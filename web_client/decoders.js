@@ -2,8 +2,10 @@
 
 import { codecString } from './h264.js';
 
+const BASELINE = 'avc1.42e01f'; // what any H.264 decoder can do
+
 // {codecs, why}: what to offer the server, preferred first, and a sentence where H.264 is not among them.
-export function offer(forced) {
+export async function offer(forced) {
   if (forced === 'jpeg') return { codecs: ['jpeg'], why: 'The address asks for JPEG pictures.' };
   if (!globalThis.isSecureContext) {
     return {
@@ -14,6 +16,10 @@ export function offer(forced) {
   }
   if (!('VideoDecoder' in globalThis)) {
     return { codecs: ['jpeg'], why: 'This browser has no WebCodecs. You get JPEG pictures, which need a faster network.' };
+  }
+  const { supported } = await VideoDecoder.isConfigSupported({ codec: BASELINE });
+  if (!supported) {
+    return { codecs: ['jpeg'], why: 'This browser cannot decode H.264. You get JPEG pictures, which need a faster network.' };
   }
   return { codecs: ['h264', 'jpeg'], why: null };
 }

@@ -19,10 +19,9 @@ const SESSION_KEY = 'manyworlds.session'; // of this tab: what a reload continue
 
 const asked = parseAddress(location.search);
 const settings = loadSettings(localStorage, asked);
-const offered = offer(asked.codec);
-const screen = new Screen($('picture'), settings.scaling, asked.renderer);
+const offered = await offer(asked.codec);
+const screen = new Screen($('picture'), $('glow'), settings.scaling, asked.renderer);
 const hud = new Hud();
-const glow = $('glow').getContext('2d', { alpha: false });
 const card = new Card({ primary: cardPrimary, secondary: () => game.leave('start') });
 const start = new StartScreen(asked, { play: (choice) => game.enter(choice), again: () => game.enter(session()) });
 const menu = new Menu(settings, {
@@ -183,7 +182,6 @@ setInterval(() => {
   hud.pill(stats, badges.length ? 'slow' : 'well');
   hud.badges(badges);
   if (ticks % 4 === 0) hud.sample(stats, facts());
-  glow.drawImage(screen.canvas, 0, 0, 16, 9);
 }, TICK_MS);
 
 async function visitHouse() {

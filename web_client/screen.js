@@ -4,11 +4,15 @@ import { FRAGMENT, VERTEX } from './shaders.js';
 
 const MODES = { sharp: 0, plain: 1, pixels: 2 };
 const MAX_BUFFER_WIDTH = 2560;
+const GLOW_FRAMES = 6; // between two updates of what fills the bars
 
 export class Screen {
   // `renderer` "webgl" or "2d" forces one; otherwise WebGL, unless the CPU would have to do its work.
-  constructor(canvas, mode, renderer) {
+  // `glow` is a tiny canvas that fills the bars beside the picture with its blurred colours.
+  constructor(canvas, glow, mode, renderer) {
     this.canvas = canvas;
+    this.glow = glow.getContext('2d', { alpha: false });
+    this.frames = 0;
     this.width = 16;
     this.height = 9;
     this.gl = (renderer ? renderer === 'webgl' : hasGpu()) && canvas.getContext('webgl2', {
@@ -57,6 +61,7 @@ export class Screen {
       Object.assign(this, { width, height });
       this.fit();
     }
+    if (this.frames++ % GLOW_FRAMES === 0) this.glow.drawImage(picture, 0, 0, 16, 9);
     if (this.flat) { this.flat.drawImage(picture, 0, 0, width, height); return; }
     const { gl } = this;
     gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, gl.RGBA, gl.UNSIGNED_BYTE, picture);

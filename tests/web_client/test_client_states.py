@@ -168,6 +168,39 @@ def test_dragging_looks_without_pointer_lock(stage: Any, h264: list[Any]) -> Non
     assert sum(control.look[1] for control in line.of(protocol.Control)) == pytest.approx(7.0)
 
 
+def test_a_click_holds_the_mouse_and_a_lost_line_lets_it_go(stage: Any, h264: list[Any]) -> None:
+    it = stage()
+    line = play(it, h264, last=4)
+    it.page.mouse.click(600, 400)
+    it.see("document.pointerLockElement !== null")
+    it.page.mouse.move(640, 400)
+    it.until(lambda: any(control.look[0] > 0 for control in line.of(protocol.Control)))
+    it.on_hello = lambda line, hello: None
+    line.route.close(code=1011)
+    it.wait("m.state === 'reconnecting'")
+    it.see("document.pointerLockElement === null")
+
+
+def test_a_hidden_page_lets_go_and_says_so(stage: Any, h264: list[Any]) -> None:
+    it = stage()
+    line = play(it, h264, last=4)
+    it.page.keyboard.down("KeyD")
+    it.until(lambda: line.of(protocol.Control) and line.of(protocol.Control)[-1].axes == (0, 1, 0, 0))
+    hide = """(hidden) => {
+      Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });
+      document.dispatchEvent(new Event('visibilitychange'));
+    }"""
+    it.page.evaluate(hide, True)
+    it.until(lambda: line.of(protocol.Control)[-1].axes == (0, 0, 0, 0))
+    line.frames(h264, 5, 8)
+    it.until(lambda: line.of(protocol.Ack)[-1].packet == 8)
+    assert line.of(protocol.Ack)[-1].hidden and it.page.evaluate("window.manyworlds.painted.frame") == 4
+    it.page.evaluate(hide, False)
+    line.frames(h264, 9, 16)
+    it.wait("m.painted.frame === 16")
+    assert not line.of(protocol.Ack)[-1].hidden
+
+
 def test_the_left_thumb_walks_and_the_right_one_looks(stage: Any, h264: list[Any]) -> None:
     it = stage(390, 844, has_touch=True, is_mobile=True)
     line = play(it, h264, last=4)
