@@ -77,3 +77,13 @@ def test_no_report_buys_priority_or_stops_the_clock(schedule: list[tuple[float, 
             pacing.report(slack_s, chunk - age)
         assert at_s + chunk_s - 1e-9 <= pacing.deadline_s <= at_s + 4 * 0.25 + chunk_s
         assert pacing.earliest_s == pytest.approx(pacing.deadline_s - chunk_s)
+
+
+def test_a_chunk_is_reported_once() -> None:
+    clocks = [Pacing(geometry(1), 0.0), Pacing(geometry(1), 0.0)]
+    for repeats, pacing in enumerate(clocks, 1):
+        pacing.finished(0, 0.0)
+        pacing.finished(1, 0.1)
+        for _ in range(repeats):
+            pacing.report(0.2, 1)
+    assert clocks[0].deadline_s == clocks[1].deadline_s == pytest.approx(0.1 + 0.25 + 0.05)
