@@ -85,8 +85,8 @@ _SEASON = {  # grass, dry grass, flower, flowers, leaf a, leaf b, needle, snow
 }
 _TIME = {  # sun, strength, azimuth, height, size, ambient, strength, zenith, horizon, glow, night
     "day": ("fff3da", 2.6, 1.9, 0.80, 0.035, "a9c4ea", 0.62, "3a79c9", "bcd9ec", "fff0d0", 0.0),
-    "dawn": ("ffc79a", 1.7, -0.55, 0.17, 0.05, "c2b8da", 0.72, "6b9ad6", "f6cfc4", "ffd9a0", 0.0),
-    "dusk": ("ff9a55", 1.6, 0.45, 0.11, 0.06, "8f7fb5", 0.48, "3b3f86", "f09a62", "ff8a3a", 0.15),
+    "dawn": ("ffc79a", 1.7, -0.55, 0.17, 0.05, "c2b8da", 0.85, "6b9ad6", "f6cfc4", "ffd9a0", 0.0),
+    "dusk": ("ff9a55", 1.6, 0.45, 0.11, 0.06, "a090c0", 0.80, "3b3f86", "f09a62", "ff8a3a", 0.15),
     "night": ("9fb8ff", 0.55, 0.7, 0.50, 0.04, "7f96d8", 0.24, "0a1130", "24365f", "5a74b0", 1.0),
 }
 _WEATHER = {  # sunlight left, ambient factor, cloud cover, haze metres, sky haze, sky greyness
