@@ -1,0 +1,196 @@
+"""The bot: plays one session for a library or from the command line, and reports what it saw."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import urllib.parse
+import urllib.request
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
+
+from gameserver.bot_plan import BotError, BotPlan
+from gameserver.player import ANSWER_S, OnFrame, Player
+from gameserver.protocol import ERRORS
+from gameserver.recorded_camera import read_intrinsics, read_poses, scale_intrinsics
+from gameserver.tally import BotReport
+from world.motion import parse_script
+
+__all__ = ["BotError", "BotPlan", "BotReport", "OnFrame", "add_arguments", "play", "run"]
+
+MAX_PACKET_BYTES = 16 * 1024 * 1024
+
+
+async def play(url: str, plan: BotPlan, on_frame: OnFrame | None = None) -> BotReport:
+    """Play one session. BotError if it cannot be had, or ends before the plan does."""
+    address = play_url(url)
+    if plan.save is not None and not plan.save.parent.is_dir():
+        raise BotError(f"{plan.save.parent} is not a directory to save in")
+    try:
+        socket = await connect(
+            address, compression=None, proxy=None, max_size=MAX_PACKET_BYTES, open_timeout=ANSWER_S, close_timeout=2
+        )
+    except InvalidStatus as error:
+        status = error.response.status_code
+        raise BotError(f"{url} is not a Manyworlds server: it answered HTTP {status}, not a WebSocket") from None
+    except (InvalidURI, InvalidHandshake, InvalidMessage, EOFError) as error:
+        raise BotError(f"{url} is not a Manyworlds server: {error}") from None
+    except TimeoutError:
+        raise BotError(f"{url} did not answer within {ANSWER_S:.0f} seconds") from None
+    except OSError as error:
+        raise BotError(f"cannot connect to {url}: {error.strerror or error}") from None
+    try:
+        return await Player(socket, plan, on_frame).play()
+    except ConnectionClosed as closed:
+        raise _closed(closed) from None
+    finally:
+        await socket.close()
+
+
+def play_url(url: str) -> str:
+    """`ws://H:P` -> `ws://H:P/play`; a path that is given stays. BotError if it is no such address."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        good = parts.scheme in ("ws", "wss") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        good = False
+    if not good:
+        raise BotError(f"{url} is not an address such as ws://127.0.0.1:8000")
+    return urllib.parse.urlunsplit(parts._replace(path="/play")) if parts.path in ("", "/") else url
+
+
+def stream_size(url: str) -> tuple[int, int]:
+    """The width and height of a server's pictures, from its `/world.json`."""
+    parts = urllib.parse.urlsplit(play_url(url))
+    address = f"{parts.scheme.replace('ws', 'http')}://{parts.netloc}/world.json"
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(address, timeout=10) as answer:
+            world = json.load(answer)
+        return int(world["width"]), int(world["height"])
+    except OSError as error:
+        raise BotError(f"cannot read {address}: {getattr(error, 'reason', error)}") from None
+    except (ValueError, KeyError, TypeError):
+        raise BotError(f"{url} is not a Manyworlds server: its /world.json does not give a picture's size") from None
+
+
+def _closed(closed: ConnectionClosed) -> BotError:
+    """The close reason is the error code, for when the message that says more was lost."""
+    reason = closed.rcvd.reason if closed.rcvd else ""
+    if reason in ERRORS:
+        return BotError(f"the server closed the connection ({reason}): {ERRORS[reason][1]}", reason)
+    return BotError(f"the connection was lost{': ' + reason if reason else ''}")
+
+
+# The command
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("url", help="the server, as ws://HOST:PORT")
+    parser.add_argument(
+        "--seconds", type=_seconds, help="play for so long (default: the script or poses once, else 10)"
+    )
+    parser.add_argument(
+        "--script", type=_script, help="keys and video frames, as w-8,wl-8,none-4 (with --seconds it repeats)"
+    )
+    parser.add_argument("--poses", type=Path, help=".npy [n, 4, 4]: a camera-to-world pose for every video frame")
+    parser.add_argument(
+        "--intrinsics",
+        type=Path,
+        help=".npy [4], [n, 4] (the first counts) or [3, 3], for a picture whose centre is the principal point, or of"
+        " --intrinsics-size; scaled to the stream's",
+    )
+    parser.add_argument(
+        "--intrinsics-size", type=_size, metavar="WxH", help="the picture that the intrinsics are given for"
+    )
+    parser.add_argument("--scale", type=float, help="pose units that count as 1 for the world")
+    parser.add_argument("--save", type=Path, help="write what was received to this MP4 file")
+    parser.add_argument("--json", action="store_true", help="print nothing but the result")
+    parser.add_argument("--prompt", help="what the world shall be")
+    parser.add_argument(
+        "--prompt-at", nargs=2, action=_PromptAt, default=[], metavar=("SECONDS", "TEXT"), help="another one later"
+    )
+    parser.add_argument("--scene", help="id of the start scene")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--name", default="bot")
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command. The last line on stdout is the report as JSON; a failure is one sentence on stderr."""
+    try:
+        report = asyncio.run(_command(args))
+    except BotError as error:
+        print(f"bot: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    if not args.json:
+        late = report.control_to_frame_ms["p95"]
+        print(f"{report.frames} frames of {report.world} in {report.seconds:.1f} s, {report.fps:.2f} a second")
+        print(f"{report.decode_errors} could not be decoded, {report.skipped} were skipped")
+        print("no control was answered" if late is None else f"control to frame: {late:.0f} ms for 95 of 100")
+    print(json.dumps(asdict(report)))
+    return 0
+
+
+async def _command(args: argparse.Namespace) -> BotReport:
+    poses = None if args.poses is None else read_poses(args.poses)
+    intrinsics = None
+    if args.intrinsics is not None:
+        given = read_intrinsics(args.intrinsics)
+        size = (2 * given[2], 2 * given[3]) if args.intrinsics_size is None else args.intrinsics_size
+        intrinsics = scale_intrinsics(given, size, await asyncio.to_thread(stream_size, args.url))
+    plan = BotPlan(
+        seconds=args.seconds,
+        script=args.script,
+        poses=poses,
+        intrinsics=intrinsics,
+        scale=args.scale,
+        name=args.name,
+        scene=args.scene,
+        prompt=args.prompt,
+        prompts=tuple(args.prompt_at),
+        seed=args.seed,
+        save=args.save,
+    )
+    return await play(args.url, plan)
+
+
+def _script(text: str) -> Any:
+    try:
+        return parse_script(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < 1e7:
+        raise argparse.ArgumentTypeError(f"{text} is not a time in seconds")
+    return seconds
+
+
+def _size(text: str) -> tuple[float, float]:
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"{text} is not a size such as 832x480")
+    return float(width), float(height)
+
+
+class _PromptAt(argparse.Action):
+    """SECONDS TEXT, as often as wanted."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _: Any = None
+    ) -> None:
+        try:
+            prompt = (_seconds(values[0]), values[1])
+        except (ValueError, argparse.ArgumentTypeError):
+            parser.error(f"--prompt-at {values[0]}: not a time in seconds")
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), prompt])
