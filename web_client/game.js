@@ -152,6 +152,7 @@ export class Game {
       players: stats?.players ?? this.welcome.players,
       capacity: this.welcome.capacity,
       margin_ms: player.pacer.marginMs,
+      decoding: player.decoding.length,
       ...player.counts,
     };
   }

@@ -5,10 +5,11 @@ import { DECODE_AHEAD_MS, Pacer } from './pacing.js';
 import { Rate, Series, median } from './series.js';
 
 const MAX_WAITING = 120; // encoded frames; more than any chunk
+const MAX_DECODING = 8; // frames inside the decoder before acks are held back
 const KEYFRAME_MS = 500; // between two requests
 const MAX_CONTROLS = 512; // whose sending time is remembered
 
-// Events: ack({packet, slack_ms}) when it was decoded or given up, wantKeyframe(), painted(message).
+// Events: ack({packet, slack_ms}), wantKeyframe(), painted(message).
 export class Player {
   constructor(screen, { fps, codec, marginMs }, events, now = () => performance.now()) {
     Object.assign(this, { screen, events, now });
@@ -16,8 +17,9 @@ export class Player {
     const decoders = { shown: (...args) => this.decoded(...args), broken: (fault) => this.broken(fault) };
     this.decoder = codec === 'jpeg' ? new JpegDecoder(fps, decoders) : new H264Decoder(fps, decoders);
     this.everyFrameIsKey = codec === 'jpeg';
-    this.waiting = []; // [{message, dueMs, slackMs}] encoded, in order
+    this.waiting = []; // [{message, dueMs}] encoded, in order
     this.decoding = []; // the same, in the decoder
+    this.unacked = null; // {packet, slack_ms} of the newest packet that was not acknowledged
     this.ready = []; // [{message, dueMs, picture, close}] decoded, in order
     this.expected = null; // the next packet
     this.needsKey = true;
@@ -46,12 +48,19 @@ export class Player {
     }
     this.expected = message.packet + 1;
     if (message.key || this.everyFrameIsKey) this.needsKey = false;
-    if (this.needsKey) {
-      this.askForKeyframe();
-      this.events.ack({ packet: message.packet, slack_ms: slackMs });
-    } else this.waiting.push({ message, dueMs, slackMs });
+    if (this.needsKey) this.askForKeyframe();
+    else this.waiting.push({ message, dueMs });
     if (this.waiting.length > MAX_WAITING) this.startOver();
     this.feed();
+    this.unacked = { packet: message.packet, slack_ms: slackMs ?? this.unacked?.slack_ms ?? null };
+    this.acknowledge();
+  }
+
+  // A frame counts as taken in before it is due, but not while the decoder is behind: it may be what is slow.
+  acknowledge() {
+    if (!this.unacked || this.decoding.length > MAX_DECODING) return;
+    this.events.ack(this.unacked);
+    this.unacked = null;
   }
 
   // Hand the decoder what is due soon; a hidden page paints nothing and must not fall behind its throttled timers.
@@ -66,16 +75,13 @@ export class Player {
     if (this.waiting.length) this.timer = setTimeout(() => this.feed(), this.waiting[0].dueMs - horizonMs);
   }
 
-  // Acks every packet up to this one: the decoder gives back in order, so what is before it was lost inside.
+  // The decoder gives back in order, so what was before this one was lost inside.
   decoded(message, picture, close) {
     let dueMs = this.now();
-    let slackMs = null;
     while (this.decoding.length && this.decoding[0].message.packet <= message.packet) {
-      const done = this.decoding.shift();
-      dueMs = done.dueMs;
-      slackMs = done.slackMs ?? slackMs;
+      ({ dueMs } = this.decoding.shift());
     }
-    this.events.ack({ packet: message.packet, slack_ms: slackMs });
+    this.acknowledge();
     if (document.hidden) { close(); return; }
     this.ready.push({ message, dueMs, picture, close });
     this.animation ??= requestAnimationFrame((atMs) => this.animate(atMs));
@@ -111,21 +117,17 @@ export class Player {
     this.counts.undecodable += 1;
     if (this.everyFrameIsKey) { this.decoding.shift(); return; }
     const nextKey = this.waiting.findIndex(({ message }) => message.key);
-    this.giveUp(this.waiting.splice(0, nextKey < 0 ? this.waiting.length : nextKey));
-    if (nextKey < 0) this.askForKeyframe();
-  }
-
-  // Whatever is in the decoder and `frames` after it will not be seen; what follows needs a keyframe.
-  giveUp(frames) {
-    const last = [...this.decoding, ...frames].at(-1);
     this.decoding = [];
-    this.needsKey = !this.everyFrameIsKey && this.waiting.length === 0;
-    if (last) this.events.ack({ packet: last.message.packet, slack_ms: null });
+    this.waiting.splice(0, nextKey < 0 ? this.waiting.length : nextKey);
+    this.needsKey = nextKey < 0;
+    if (this.needsKey) this.askForKeyframe();
+    this.acknowledge();
   }
 
   startOver() {
     this.pacer.restart();
-    this.giveUp(this.waiting.splice(0));
+    this.waiting = [];
+    this.needsKey = !this.everyFrameIsKey;
     if (this.needsKey) this.askForKeyframe();
   }
 

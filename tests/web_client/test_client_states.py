@@ -90,6 +90,22 @@ def test_every_packet_is_acknowledged_with_the_slack_of_its_chunk(stage: Any, h2
     assert [ack.packet for ack in acks] == list(range(13))
     assert [ack.packet for ack in acks if ack.slack_ms is not None] == [5, 9], "the clock runs from chunk 1"
     assert not any(ack.hidden for ack in acks)
+    line.frames(h264, 13, 60)
+    it.until(lambda: line.of(protocol.Ack)[-1].packet == 60)
+    assert it.page.evaluate("window.manyworlds.painted.frame") < 40, "waiting to be due delays no acknowledgement"
+
+
+def test_a_decoder_that_is_behind_holds_acknowledgements_back(stage: Any, h264: list[Any]) -> None:
+    it = stage()
+    it.page.add_init_script("VideoDecoder.prototype.decode = () => {}")
+    it.open("?play=1")
+    it.until(lambda: it.lines and it.lines[0].received)
+    line = it.lines[0]
+    line.frames(h264, 0, 12)
+    it.wait("m.stats.decoding > 8")
+    line.frames(h264, 13, 16)
+    it.wait("m.stats.received === 17")
+    assert line.of(protocol.Ack)[-1].packet == 12
 
 
 def test_a_gap_waits_for_a_keyframe_and_asks_for_it(stage: Any, h264: list[Any]) -> None:
