@@ -119,11 +119,16 @@ def dit_config(stored: Mapping[str, Stored], config: Mapping[str, Any], director
             f"{stored['patch_embedding_wancamctrl.weight'].file}: patch_embedding_wancamctrl.weight takes {control} "
             f"features, neither {6 * CONTROL_FEATURES} (cam) nor {7 * CONTROL_FEATURES} (act)"
         )
-    layers = {key.split(".")[1] for key in stored if key.startswith("blocks.")}
+    held = len({key.split(".")[1] for key in stored if key.startswith("blocks.")})
+    num_layers = size("num_layers", held)
+    if num_layers > held:
+        raise WorldError(
+            f"{directory} lacks the tensors of blocks.{held}, though config.json says num_layers is {num_layers}"
+        )
     return DiTConfig(
         dim=dim,
         num_heads=heads,
-        num_layers=size("num_layers", len(layers)),
+        num_layers=num_layers,
         ffn_dim=size("ffn_dim", shape("blocks.0.ffn.0.weight", 2)[0]),
         text_len=size("text_len", 512),
         text_dim=size("text_dim", shape("text_embedding.0.weight", 2)[1]),
