@@ -1,0 +1,263 @@
+"""Bad input against the real server: everybody gets the code they earned, nobody else notices, no traceback."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from gameserver.app import App, running
+from gameserver.backpressure import Limits
+from gameserver.bot import BotError, BotPlan, play
+from gameserver.door import Settings
+from gameserver.encoder import VideoFrame
+from gameserver.playback import Packet
+from gameserver.protocol import CLOSE_CODES, ERRORS, MAX_TRANSPORT_BYTES
+from world.pattern import PatternWorld, read_pattern
+
+BAD = json.loads((Path(__file__).parents[1] / "vectors" / "bad.json").read_text(encoding="utf-8"))
+HELLO = {"type": "hello", "version": 1}
+PATIENT = Limits(late_s=30.0, stall_s=30.0)  # a busy machine must not look like a slow line
+ANSWER_S = 20.0  # far more than is needed: the test is about the answer
+
+
+@pytest.fixture(autouse=True)
+def no_traceback(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    with caplog.at_level(logging.INFO):
+        yield
+    loud = [record for record in caplog.records if record.exc_info or record.levelno >= logging.ERROR]
+    assert not loud, [record.getMessage() for record in loud]
+
+
+@asynccontextmanager
+async def serving(num_slots: int = 8, limits: Limits = PATIENT) -> AsyncIterator[App]:
+    """A place is free again as soon as its connection is gone."""
+    settings = Settings(port=0, capacity=num_slots, grace_s=0.0, limits=limits)
+    async with running(settings, lambda report: PatternWorld(num_slots=num_slots)) as app, asyncio.timeout(ANSWER_S):
+        await app.door.settled.wait()
+        yield app
+
+
+class Neighbour:
+    """A well-behaved player who checks every picture."""
+
+    def __init__(self, app: App) -> None:
+        self.frames = 0
+        self.slots: set[int] = set()
+        self._came = asyncio.Condition()
+        self._url = app.play_url
+
+    @asynccontextmanager
+    async def playing(self) -> AsyncIterator[Neighbour]:
+        task = asyncio.create_task(play(self._url, BotPlan(seconds=600), self._see))
+        try:
+            await self.sees_more(task)
+            yield self
+            await self.sees_more(task)
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        assert len(self.slots) == 1
+
+    async def sees_more(self, task: asyncio.Task[Any]) -> None:
+        """Three chunks more. Raises what ended the play, if it ended."""
+        enough = self.frames + 12
+        while self.frames < enough and not task.done():
+            async with self._came:
+                await asyncio.wait_for(self._came.wait(), ANSWER_S)
+        if task.done():
+            task.result()
+
+    def _see(self, packet: Packet, picture: VideoFrame) -> None:
+        says = read_pattern(picture.to_ndarray(format="yuv420p"))
+        assert packet.frame == packet.packet == self.frames == says.frame_index  # nothing lost, skipped or swapped
+        assert packet.chunk == says.chunk_index
+        self.frames += 1
+        self.slots.add(says.slot)
+        asyncio.get_running_loop().create_task(self._tell())
+
+    async def _tell(self) -> None:
+        async with self._came:
+            self._came.notify_all()
+
+
+def pack(message: dict[str, Any]) -> bytes:
+    return bytes(msgpack.packb(message))
+
+
+async def hear(client: ClientConnection, kind: str) -> dict[str, Any]:
+    """The next message of a kind; an error nobody asked for fails the test."""
+    while True:
+        message = msgpack.unpackb(await client.recv())
+        if message["type"] == kind:
+            return dict(message)
+        assert message["type"] != "error", message
+
+
+async def expect_error(client: ClientConnection, code: str) -> None:
+    """The error, and if it is fatal the end; if not, play goes on."""
+    error = await hear(client, "error")
+    fatal = ERRORS[code][0]
+    assert (error["code"], error["fatal"]) == (code, fatal), error
+    if not fatal:
+        await client.send(pack({"type": "ping", "t_ms": 5}))
+        assert (await hear(client, "pong"))["t_ms"] == 5.0
+        return
+    with pytest.raises(ConnectionClosed) as closed:
+        while True:
+            await client.recv()
+    received = closed.value.rcvd
+    assert received is not None
+    assert (received.code, received.reason) == (CLOSE_CODES.get(code, 1008), code)
+
+
+@asynccontextmanager
+async def player(app: App, *before: bytes) -> AsyncIterator[ClientConnection]:
+    async with connect(app.play_url, compression=None, proxy=None, close_timeout=2) as client:
+        for data in before:
+            await client.send(data)
+            if msgpack.unpackb(data)["type"] == "hello":
+                await hear(client, "welcome")
+        yield client
+
+
+async def misbehave(app: App, vector: dict[str, Any]) -> None:
+    async with player(app, *map(bytes.fromhex, vector["before"])) as client:
+        await client.send(bytes.fromhex(vector["hex"]) * vector.get("times", 1))
+        await expect_error(client, vector["code"])
+
+
+def test_every_bad_message_gets_its_code_and_a_neighbour_plays_on() -> None:
+    async def run() -> None:
+        async with serving() as app, Neighbour(app).playing():
+            turns = asyncio.Semaphore(5)  # fewer than there are places
+
+            async def take_turn(vector: dict[str, Any]) -> str | None:
+                async with turns:
+                    try:
+                        await misbehave(app, vector)
+                    except (AssertionError, ConnectionClosed) as error:
+                        return f"{vector['name']}: {error}"
+                return None
+
+            wrong = await asyncio.gather(*map(take_turn, BAD))
+            assert not [line for line in wrong if line]
+
+    asyncio.run(run())
+
+
+def test_text_and_more_than_the_transport_takes_get_their_codes() -> None:
+    async def run() -> None:
+        async with serving() as app, Neighbour(app).playing():
+            for message, code in (("hello", "bad_message"), (bytes(MAX_TRANSPORT_BYTES + 1), "too_large")):
+                async with player(app) as client:
+                    await client.send(message)
+                    await expect_error(client, code)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", ["messages", "pings"])
+def test_a_flood_is_cut_and_a_neighbour_plays_on(kind: str) -> None:
+    async def flood(client: ClientConnection) -> None:
+        ping = pack({"type": "ping", "t_ms": 1})
+        with suppress(ConnectionClosed):
+            for _ in range(20_000):
+                await (client.send(ping) if kind == "messages" else client.ping())
+
+    async def run() -> None:
+        async with serving() as app, Neighbour(app).playing():
+            async with player(app, pack(HELLO)) as client:
+                flooding = asyncio.create_task(flood(client))
+                await expect_code(client, "too_fast")
+                await flooding
+            assert app.door.counts.errors == {"too_fast": 1}
+
+    asyncio.run(run())
+
+
+async def expect_code(client: ClientConnection, code: str) -> None:
+    """As `expect_error`, for a client that goes on sending: its close may overtake the server's words."""
+    heard: list[Any] = []
+    try:
+        while True:
+            message = msgpack.unpackb(await client.recv())
+            heard += [message["code"]] if message["type"] == "error" else []
+    except ConnectionClosed as closed:
+        heard += [closed.rcvd.reason] if closed.rcvd else []
+    assert set(heard) <= {code}
+
+
+def test_one_player_too_many_is_told_and_comes_in_when_a_place_is_free() -> None:
+    async def run() -> None:
+        async with serving(num_slots=2) as app, Neighbour(app).playing():
+            async with player(app, pack(HELLO)) as second:
+                with pytest.raises(BotError) as refused:
+                    await play(app.play_url, BotPlan())
+                assert refused.value.code == "full"
+                await second.send(pack({"type": "bye"}))
+                await second.wait_closed()
+            assert (await play(app.play_url, BotPlan(seconds=0.3))).errors == []
+
+    asyncio.run(run())
+
+
+def test_an_unknown_scene_is_told() -> None:
+    async def run() -> None:
+        async with serving() as app:
+            with pytest.raises(BotError) as refused:
+                await play(app.play_url, BotPlan(scene="atlantis"))
+            assert refused.value.code == "unknown_scene"
+
+    asyncio.run(run())
+
+
+def test_more_poses_than_may_wait_are_dropped_whole() -> None:
+    async def run() -> None:
+        pose = b"".join(value.to_bytes(4, "little") for value in [0x3F800000, 0, 0, 0, 0] * 3 + [0x3F800000])
+        async with serving() as app, player(app, pack(HELLO | {"control": "poses"})) as client:
+            for seq in range(1, 7):
+                await client.send(pack({"type": "poses", "seq": seq, "poses": pose * 256}))
+            await expect_error(client, "pose_queue_full")
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("reads", [True, False], ids=["reads and never acknowledges", "stops reading"])
+def test_a_client_that_takes_nothing_in_is_cut_and_a_neighbour_plays_on(reads: bool) -> None:
+    async def run() -> None:
+        async with serving(limits=Limits(late_s=30.0, stall_s=0.5)) as app, Neighbour(app).playing() as neighbour:
+            async with player(app, pack(HELLO)) as client:
+                if reads:
+                    await expect_error(client, "slow_client")
+                else:
+                    client.transport.pause_reading()
+                    async with neighbour._came:
+                        await neighbour._came.wait_for(lambda: app.door.counts.errors["slow_client"] == 1)
+                    client.transport.abort()
+            assert app.door.counts.errors == {"slow_client": 1}
+
+    asyncio.run(run())
+
+
+def test_a_server_that_goes_down_says_so() -> None:
+    async def run() -> None:
+        async with serving() as app:
+            task = asyncio.create_task(play(app.play_url, BotPlan(seconds=600)))
+            async with player(app, pack(HELLO)) as other:
+                await hear(other, "frame")
+        with pytest.raises(BotError) as ended:
+            await task
+        assert ended.value.code == "shutting_down"
+
+    asyncio.run(run())
