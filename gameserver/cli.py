@@ -1,0 +1,40 @@
+"""The `gameserver` command: serve, bot, bench. A failure is one sentence on stderr and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from gameserver import bench, bot, serve
+from world.chunk import WorldError
+
+COMMANDS = {
+    "serve": (serve, "serve a world to players"),
+    "bot": (bot, "play on a server, measure and save what comes"),
+    "bench": (bench, "measure a world on this machine, without sockets"),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(
+        prog="gameserver", description="Every player walks through a generated world of their own."
+    )
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module, what) in COMMANDS.items():
+        command = commands.add_parser(name, help=what, description=module.__doc__)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0: done. 1: it could not be done. 2: the command line is wrong. 130: interrupted."""
+    args = parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except WorldError as fault:
+        print(f"gameserver: {fault}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130

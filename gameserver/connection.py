@@ -1,0 +1,373 @@
+"""One player's WebSocket: messages in, frames out. A reader, a writer and a watch; none of them waits for a tick."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+from websockets.exceptions import ConnectionClosed
+
+from gameserver.backpressure import Backpressure
+from gameserver.door import Door
+from gameserver.encoder import ENCODERS, Codec, Encoded, Encoder, choose_codec
+from gameserver.lobby import Seat
+from gameserver.mailbox import Extend, Join, Presence, PromptChange, Slack, Steer
+from gameserver.notes import Frames, Refused
+from gameserver.pace import Pace
+from gameserver.protocol import (
+    VERSION,
+    Ack,
+    Bye,
+    Control,
+    Frame,
+    Hello,
+    Message,
+    Ping,
+    Pong,
+    Prompted,
+    ProtocolError,
+    SetPrompt,
+    WantKeyframe,
+    Welcome,
+    encode,
+)
+from gameserver.websocket import PlaySocket
+from gameserver.wire import Event, PoseBatch, ServerProtocol, State
+from sessions import control
+
+log = logging.getLogger(__name__)
+
+Work = Callable[[], Awaitable[None]]
+
+CHUNKS_WAITING = 2  # of this player, before encoding; the oldest goes first
+REPLIES_WAITING = 64
+LAST_WORDS_S = 1.0  # to send an error before the line is cut
+
+
+class Connection:
+    def __init__(self, socket: PlaySocket, door: Door) -> None:
+        self.socket = socket
+        self.door = door
+        self.protocol = ServerProtocol()
+        self.seat: Seat | None = None
+        self._loop = asyncio.get_running_loop()
+        self._opened_s = self._loop.time()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ended = False
+        self._wake = asyncio.Event()  # the writer has something to do
+        self._replies: deque[Message] = deque(maxlen=REPLIES_WAITING)
+        self._chunks: deque[Frames] = deque()
+        self._prompted: Prompted | None = None  # to be said before the next frames
+        self._prompt_wanted: str | None = None  # to be encoded after the one under way
+        self._prompting = False
+        self._encoder: Encoder | None = None
+        self._backpressure: Backpressure | None = None
+        self._key_wanted = True
+        self._packet = 0
+        self._firsts: deque[tuple[int, int]] = deque(maxlen=64)  # (packet, chunk index) of each chunk's first packet
+        self._pace = Pace(self._loop.time())
+
+    async def run(self) -> None:
+        """Until either side ends it. Raises nothing."""
+        self.door.counts.connections += 1
+        self.socket.on_flood = lambda: self.end_soon(ProtocolError("too_fast", "too many frames a second"))
+        self._spawn(self._write)
+        self._spawn(self._watch)
+        try:
+            await self._guard(self._read)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            self.protocol.close()
+            self._leave_seat()
+
+    # What the door calls. None of these blocks.
+
+    def deliver(self, frames: Frames) -> None:
+        self._pace.chunk(frames, self.door.world.geometry.fps)
+        if frames.chunk.prompt is not None:
+            self._prompted = Prompted(text=frames.chunk.prompt.text, chunk=frames.chunk.chunk_index)
+        self._chunks.append(frames)
+        while len(self._chunks) > CHUNKS_WAITING:
+            self._skipped(len(self._chunks.popleft().chunk.picture.frames))
+        self._wake.set()
+
+    def refuse(self, refused: Refused) -> None:
+        error = ProtocolError(refused.code, refused.message)
+        if error.fatal:
+            self.end_soon(error)
+        else:
+            self._reply_error(error)
+
+    def end_soon(self, error: ProtocolError) -> None:
+        self._spawn(partial(self._end, error))
+
+    # Reading.
+
+    async def _read(self) -> None:
+        async for data in self.socket:
+            if self._ended:
+                continue  # what was said is on its way; read on, so that the line closes in order
+            try:
+                event = self.protocol.receive(data, self._loop.time())
+            except ProtocolError as error:
+                if error.fatal:
+                    raise
+                self._reply_error(error)
+                continue
+            self._take(event)
+            if self.protocol.state is State.CLOSED:  # a bye
+                await self.socket.close()
+                return
+
+    def _take(self, event: Event) -> None:
+        seat = self.seat if self.seat is not None and self.seat.occupant is self else None
+        match event:
+            case Hello():
+                self._spawn(partial(self._enter, event))
+            case Ping():
+                self._reply(Pong(t_ms=event.t_ms))
+            case Bye():
+                if seat is not None:
+                    self.door.release(seat)
+            case _ if seat is None:  # lost to another connection while messages were on their way
+                pass
+            case Control():
+                steer = control.Control(event.seq, event.t_ms, event.axes, event.look)
+                self.door.mailbox.put(Steer(seat.session_id, steer))
+            case PoseBatch():
+                if not self.door.mailbox.put(Extend(seat.session_id, event.seq, event.poses)):
+                    self._reply_error(ProtocolError("pose_queue_full", "too many poses are on their way"))
+            case SetPrompt():
+                self._prompt_wanted = event.text
+                if not self._prompting:
+                    self._spawn(self._change_prompt)
+            case WantKeyframe():
+                self._key_wanted = True
+            case Ack():
+                self._acknowledge(event, seat)
+
+    def _acknowledge(self, ack: Ack, seat: Seat) -> None:
+        if self._backpressure is not None:
+            self._backpressure.acked(ack.packet, self._loop.time(), hidden=ack.hidden)
+        if ack.slack_ms is None:
+            return
+        chunk_index: int | None = None
+        while self._firsts and self._firsts[0][0] <= ack.packet:
+            chunk_index = self._firsts.popleft()[1]
+        if chunk_index is not None:
+            self.door.mailbox.put(Slack(seat.session_id, chunk_index, ack.slack_ms / 1000))
+
+    # Coming in.
+
+    async def _enter(self, hello: Hello) -> None:
+        """From hello to welcome: the seat of the token, or a new one."""
+        door = self.door
+        door.check_open()
+        seat = door.lobby.by_token(hello.token)
+        resumed = seat is not None
+        seat = await self._join(hello) if seat is None else self._resume(seat, hello)
+        codec = choose_codec(hello.codecs)
+        self._encoder = ENCODERS[codec](door.world.geometry)
+        self._backpressure = Backpressure(self._encoder.ceiling_bps, door.world.geometry.fps, door.settings.limits)
+        self.protocol.welcomed()
+        self._reply(self._welcome(seat, resumed, codec))
+
+    def _resume(self, seat: Seat, hello: Hello) -> Seat:
+        if hello.control != seat.control:
+            raise ProtocolError("out_of_order", f"this session is moved by {seat.control}, not by {hello.control}")
+        if seat.occupant is not None:
+            seat.occupant.end_soon(ProtocolError("replaced", "another connection continued this session"))
+        self.door.occupied(seat)
+        self._sit(seat)
+        self.door.mailbox.put(Presence(seat.session_id, True))
+        self.door.counts.resumed += 1
+        return seat
+
+    async def _join(self, hello: Hello) -> Seat:
+        door = self.door
+        scene = door.preparation.scene(hello.scene)
+        seat = door.reserve(hello.control, scene.id, hello.prompt or scene.prompt, hello.seed)
+        try:
+            try:
+                prompt = await door.preparation.prompt(seat.prompt)
+            except ProtocolError as error:  # a prompt that cannot be is no reason to stay outside
+                self._reply_error(error)
+                seat.prompt = scene.prompt
+                prompt = await door.preparation.prompt(seat.prompt)
+            start = await door.preparation.start(hello, scene, prompt, seat.seed)
+            door.check_open()
+            self._sit(seat)
+            if not door.mailbox.put(Join(seat.session_id, start, seat.control)):
+                raise ProtocolError("full", "too many players are coming in at once")
+            await seat.joined
+        except BaseException:
+            door.release(seat)
+            raise
+        door.counts.sessions += 1
+        return seat
+
+    def _sit(self, seat: Seat) -> None:
+        self.seat, seat.occupant = seat, self
+
+    def _leave_seat(self) -> None:
+        seat, self.seat = self.seat, None
+        if seat is None or seat.occupant is not self or self.door.lobby[seat.session_id] is None:
+            return
+        if self.door.closing or not seat.joined.done():
+            self.door.release(seat)
+        else:
+            self.door.vacated(seat)
+
+    def _welcome(self, seat: Seat, resumed: bool, codec: Codec) -> Welcome:
+        world, lobby = self.door.world, self.door.lobby
+        geometry = world.geometry
+        return Welcome(
+            version=VERSION, session=seat.session_id, token=seat.token, resumed=resumed,
+            world=world.name, scene=seat.scene_id, prompt=seat.prompt, seed=seat.seed,
+            width=geometry.width, height=geometry.height, fps=geometry.fps,
+            chunk_frames=geometry.video_frames(1), first_chunk_frames=geometry.video_frames(0),
+            codec=codec, control=seat.control, players=len(lobby), capacity=lobby.capacity,
+        )  # fmt: skip
+
+    async def _change_prompt(self) -> None:
+        """One at a time; of those that wait only the newest counts."""
+        self._prompting = True
+        try:
+            while self._prompt_wanted is not None and self.seat is not None:
+                text, self._prompt_wanted = self._prompt_wanted, None
+                scene = self.door.preparation.scene(self.seat.scene_id)
+                try:
+                    prompt = await self.door.preparation.prompt(text or scene.prompt)
+                except ProtocolError as error:
+                    self._reply_error(error)
+                else:
+                    self.door.mailbox.put(PromptChange(self.seat.session_id, prompt))
+        finally:
+            self._prompting = False
+
+    # Writing.
+
+    def _reply(self, message: Message) -> None:
+        self._replies.append(message)
+        self._wake.set()
+
+    def _reply_error(self, error: ProtocolError) -> None:
+        self.door.counts.errors[error.code] += 1
+        self._reply(error.to_message())
+
+    async def _write(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            await self._write_replies()
+            while self._chunks and self._backpressure is not None and self._encoder is not None:
+                await self._write_chunk(self._chunks.popleft(), self._backpressure, self._encoder)
+                await self._write_replies()
+
+    async def _write_replies(self) -> None:
+        while self._replies:
+            await self._send(self._replies.popleft())
+
+    async def _write_chunk(self, frames: Frames, backpressure: Backpressure, encoder: Encoder) -> None:
+        chunk = frames.chunk
+        if self._prompted is not None:
+            self._reply(self._prompted)
+            self._prompted = None
+        first = True
+        for index, picture in enumerate(chunk.picture.frames):
+            await self._write_replies()
+            if not backpressure.admits(self._loop.time()):
+                self.door.counts.frames_skipped += 1
+                continue
+            key, self._key_wanted = self._key_wanted, False
+            encoded = await self._loop.run_in_executor(
+                self.door.encoders, _encode, encoder, picture, backpressure.bitrate_bps, key
+            )
+            if first:
+                self._firsts.append((self._packet, chunk.chunk_index))
+                first = False
+            frame = chunk.first_frame + index
+            message = Frame(
+                packet=self._packet, frame=frame, chunk=chunk.chunk_index, key=encoded.key,
+                control_seq=chunk.control_seq, pose=chunk.poses[index].astype("<f4").tobytes(), data=encoded.data,
+            )  # fmt: skip
+            backpressure.sent(self._packet, frame, self._loop.time())
+            self._packet += 1
+            self._pace.sent_frame()
+            self.door.counts.frames_sent += 1
+            await self._send(message)
+
+    async def _send(self, message: Message) -> None:
+        data = encode(message)
+        self._pace.sent_bytes(len(data))
+        self.door.counts.bytes_sent += len(data)
+        await self.socket.send(data)
+
+    def _skipped(self, num_frames: int) -> None:
+        self.door.counts.frames_skipped += num_frames
+        if self._backpressure is not None:
+            self._backpressure.skip(num_frames)
+
+    # Watching.
+
+    async def _watch(self) -> None:
+        """A client that says no hello or takes nothing in is cut; the others hear once a second how it goes."""
+        settings = self.door.settings
+        told_s = self._loop.time()
+        pause_s = min(settings.stats_s, settings.hello_s, settings.limits.stall_s) / 4
+        while True:
+            await asyncio.sleep(pause_s)
+            now_s = self._loop.time()
+            if self.protocol.state is State.EXPECT_HELLO and now_s - self._opened_s > settings.hello_s:
+                raise ProtocolError("out_of_order", f"no hello within {settings.hello_s:.0f} s")
+            if self._backpressure is None:
+                continue
+            if self._backpressure.stalled(now_s):
+                raise ProtocolError("slow_client", f"nothing was acknowledged for {settings.limits.stall_s:.0f} s")
+            if now_s - told_s >= settings.stats_s:
+                told_s = now_s
+                self._reply(self._pace.stats(now_s, self._backpressure, self.door.lobby, self.door.engine.counters))
+
+    # Ending.
+
+    def _spawn(self, work: Work) -> None:
+        task = self._loop.create_task(self._guard(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _guard(self, work: Work) -> None:
+        """Whatever goes wrong in a part of this connection ends this connection, with a code, and nothing else."""
+        try:
+            await work()
+        except ProtocolError as error:
+            await self._end(error)
+        except ConnectionClosed:
+            pass
+        except Exception:
+            log.exception("a connection failed")
+            await self._end(ProtocolError("internal", "a fault of the server; it is in its log"))
+
+    async def _end(self, error: ProtocolError) -> None:
+        """Say why and close; a client that does not listen is cut."""
+        if self._ended:
+            return
+        self._ended = True
+        self.door.counts.errors[error.code] += 1
+        self.protocol.close()
+        with contextlib.suppress(ConnectionClosed, TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                await self.socket.send(encode(error.to_message()))
+                await self.socket.close(error.close_code, error.code)
+        self.socket.transport.abort()
+
+
+def _encode(encoder: Encoder, picture: NDArray[np.uint8], bitrate_bps: int, key: bool) -> Encoded:
+    encoder.set_bitrate(bitrate_bps)
+    return encoder.encode(picture, key=key)

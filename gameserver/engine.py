@@ -1,0 +1,172 @@
+"""The engine: one thread that owns the world and the game, and the loop that drives them by the clock."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from gameserver.mailbox import Extend, Join, Leave, Letter, Mailbox, Presence, PromptChange, Slack, Steer
+from gameserver.notes import Ended, Frames, Joined, Note, Refused
+from sessions.roster import Full, UnknownSession
+from sessions.tick import Counters, Game
+from sessions.trajectory import PoseQueueFull
+from world.chunk import Report, World, WorldError
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 0.5  # the longest wait for a letter
+STUCK_S = 30.0  # a loop that took longer is reported as unhealthy
+
+LoadWorld = Callable[[Report], World]
+Deliver = Callable[[Sequence[Note]], None]  # called on the engine's thread; must not block
+
+
+class Phase(StrEnum):
+    LOADING = "loading"
+    PREWARMING = "prewarming"
+    READY = "ready"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    stage: str
+    share: float  # 0..1
+
+
+class Stopped(Exception):
+    """Loading was told to stop."""
+
+
+class Engine:
+    """`start` it, put letters into its `mailbox`, get notes delivered. Other threads only read the public fields."""
+
+    def __init__(
+        self, load: LoadWorld, deliver: Deliver, mailbox: Mailbox, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.mailbox = mailbox
+        self.phase = Phase.LOADING
+        self.progress = Progress("starting", 0.0)
+        self.world: World | None = None  # set once it is loaded
+        self.counters: Counters | None = None  # set once the game begins
+        self.failure: str | None = None  # a sentence
+        self.loops = 0
+        self.ticks = 0
+        self._load = load
+        self._deliver = deliver
+        self._clock = clock
+        self._beat_s = clock()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Ask it to stop after the forward under way; whether it did in time."""
+        self._stopping.set()
+        self.mailbox.wake()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def now_s(self) -> float:
+        return self._clock()
+
+    def unhealthy(self, now_s: float) -> str | None:
+        """Why the engine does no good, None while all is well. Loading takes as long as it takes."""
+        if self.phase is Phase.FAILED:
+            return self.failure
+        if self.phase is Phase.STOPPED:
+            return "the engine has stopped"
+        if self.phase is Phase.READY and now_s - self._beat_s > STUCK_S:
+            return f"the loop has been stuck for {now_s - self._beat_s:.0f} s"
+        return None
+
+    def _run(self) -> None:
+        try:
+            game = self._prepare()
+            while not self._stopping.is_set():
+                self._loop(game)
+            self.phase = Phase.STOPPED
+        except Stopped:
+            self.phase = Phase.STOPPED
+        except Exception as fault:
+            self.failure = str(fault) if isinstance(fault, WorldError) else f"{type(fault).__name__}: {fault}"
+            self.phase = Phase.FAILED
+            if not isinstance(fault, WorldError):  # whose sentence says it all
+                log.error("the engine failed", exc_info=True)
+            self._deliver([Ended()])
+
+    def _prepare(self) -> Game:
+        self.world = self._load(self._report)
+        self.phase = Phase.PREWARMING
+        self._report("prewarming", 0.0)
+        self.world.prewarm(self._report)
+        game = Game(self.world)
+        self.counters = game.counters
+        self._beat_s = self._clock()
+        self.phase = Phase.READY
+        self._deliver([])  # somebody may wait for this
+        return game
+
+    def _report(self, stage: str, share: float) -> None:
+        self.progress = Progress(stage, share)
+        if self._stopping.is_set():
+            raise Stopped
+
+    def _loop(self, game: Game) -> None:
+        """Letters in, one tick, notes out; waits for a letter while nothing is due."""
+        now_s = self._clock()
+        due_s = game.due_s(now_s)
+        wait_s = HEARTBEAT_S if due_s is None else min(HEARTBEAT_S, due_s - now_s)
+        notes = [note for letter in self.mailbox.take(wait_s) if (note := self._apply(game, letter)) is not None]
+        now_s = self._clock()
+        due_s = game.due_s(now_s)
+        if due_s is not None and due_s <= now_s:
+            finished = game.tick(now_s, self._clock).finished
+            notes += [Frames(chunk.session_id, chunk, game.roster[chunk.session_id].poses_queued) for chunk in finished]
+            self.ticks += 1
+        if notes:
+            self._deliver(notes)
+        self.loops += 1
+        self._beat_s = self._clock()
+
+    def _apply(self, game: Game, letter: Letter) -> Note | None:
+        """Tell the game; what it refuses goes back to the sender and disturbs nobody else."""
+        session_id = letter.session_id
+        try:
+            match letter:
+                case Join(start=start, control=control):
+                    game.join(session_id, start, control, self._clock())
+                    return Joined(session_id)
+                case Steer(control=control):
+                    game.steer(session_id, control)
+                case Extend(seq=seq, poses=poses):
+                    game.extend(session_id, seq, poses)
+                case PromptChange(prompt=prompt):
+                    game.set_prompt(session_id, prompt)
+                case Slack(chunk_index=chunk_index, slack_s=slack_s):
+                    game.report_slack(session_id, slack_s, chunk_index)
+                case Presence(attached=True):
+                    game.attach(session_id, self._clock())
+                case Presence():
+                    game.detach(session_id)
+                case Leave():
+                    game.leave(session_id)
+                case _:
+                    raise TypeError(f"no such letter: {letter}")
+        except UnknownSession:  # it left while this was on its way
+            return None
+        except Full as fault:
+            return Refused(session_id, "full", str(fault))
+        except PoseQueueFull as fault:
+            return Refused(session_id, "pose_queue_full", str(fault))
+        except ValueError as fault:
+            return Refused(session_id, "bad_pose" if isinstance(letter, Extend) else "out_of_order", str(fault))
+        return None

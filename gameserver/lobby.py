@@ -1,0 +1,67 @@
+"""Who has a seat, by session and by token. Seats outlive connections, so that a player can come back."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Protocol
+
+from gameserver.notes import Frames, Refused
+from gameserver.protocol import ProtocolError
+from sessions.trajectory import ControlKind
+
+
+class Occupant(Protocol):
+    """What a seat knows of the connection in it. Nothing here may block."""
+
+    def deliver(self, frames: Frames) -> None: ...
+
+    def refuse(self, refused: Refused) -> None: ...
+
+    def end_soon(self, error: ProtocolError) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    session_id: str
+    token: str
+    control: ControlKind
+    scene_id: str
+    prompt: str
+    seed: int
+    joined: asyncio.Future[None]  # the game took the session in
+    occupant: Occupant | None
+    expiry: asyncio.TimerHandle | None = None  # runs while nobody occupies it
+
+
+class Lobby:
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._seats: dict[str, Seat] = {}
+        self._tokens: dict[str, Seat] = {}
+
+    def __len__(self) -> int:
+        return len(self._seats)
+
+    def __getitem__(self, session_id: str) -> Seat | None:
+        return self._seats.get(session_id)
+
+    @property
+    def seats(self) -> list[Seat]:
+        return list(self._seats.values())
+
+    def by_token(self, token: str | None) -> Seat | None:
+        """The seat a token continues; only one the game has taken in."""
+        seat = self._tokens.get(token) if token else None
+        return seat if seat is not None and seat.joined.done() else None
+
+    def add(self, seat: Seat) -> None:
+        """ProtocolError `full` if there is no seat left."""
+        if len(self) >= self.capacity:
+            raise ProtocolError("full", f"all {self.capacity} places are taken")
+        self._seats[seat.session_id] = self._tokens[seat.token] = seat
+
+    def remove(self, seat: Seat) -> bool:
+        """False if it was gone already."""
+        self._tokens.pop(seat.token, None)
+        return self._seats.pop(seat.session_id, None) is not None

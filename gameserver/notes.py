@@ -1,0 +1,40 @@
+"""What the engine tells the sockets' thread: frozen notes, the counterpart of the mailbox's letters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sessions.tick import Finished
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Joined(Note):
+    session_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused(Note):
+    """The game did not take a letter."""
+
+    session_id: str
+    code: str  # one of protocol.ERRORS
+    message: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frames(Note):
+    """A chunk whose frames are out."""
+
+    session_id: str
+    chunk: Finished
+    poses_queued: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended(Note):
+    """The engine failed and every session with it."""

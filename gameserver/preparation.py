@@ -1,0 +1,70 @@
+"""What a session needs before it can begin, made outside the tick: encoded prompts and start pictures."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from concurrent.futures import Executor
+from typing import Any, cast
+
+import numpy as np
+
+from gameserver.protocol import Hello, ProtocolError
+from world.chunk import Geometry, Prompt, Scene, Start, World, WorldError
+
+KEPT = 64  # prompts and pictures; the longest unused goes first
+
+
+class Preparation:
+    """Bounded caches in front of a world's thread-safe verbs. Belongs to the event loop."""
+
+    def __init__(self, world: World, pool: Executor) -> None:
+        self._world = world
+        self._pool = pool
+        self._scenes = {scene.id: scene for scene in world.scenes}
+        self._made: OrderedDict[Hashable, asyncio.Future[Any]] = OrderedDict()
+
+    def scene(self, scene_id: str | None) -> Scene:
+        """ProtocolError `unknown_scene`."""
+        if scene_id is None:
+            return self._world.scenes[0]
+        if scene_id not in self._scenes:
+            raise ProtocolError("unknown_scene", f"no scene is called {scene_id!r}")
+        return self._scenes[scene_id]
+
+    async def prompt(self, text: str) -> Prompt:
+        """ProtocolError `bad_prompt`."""
+        try:
+            return cast(Prompt, await self._once(("prompt", text), lambda: self._world.encode_prompt(text)))
+        except (WorldError, ValueError) as fault:
+            raise ProtocolError("bad_prompt", str(fault)) from None
+
+    async def start(self, hello: Hello, scene: Scene, prompt: Prompt, seed: int) -> Start:
+        """ProtocolError `bad_message` for a camera that cannot be."""
+        geometry = self._world.geometry
+        intrinsics = scene_intrinsics(scene, geometry) if hello.intrinsics is None else hello.intrinsics
+        scale = scene.scale if hello.scale is None else hello.scale
+        if not all(map(math.isfinite, (*intrinsics, scale))) or min(*intrinsics[:2], scale) <= 0:
+            raise ProtocolError("bad_message", "intrinsics and scale must be finite, focal lengths and scale positive")
+        image = await self._once(("image", scene.id), lambda: self._world.prepare_image(scene.image))
+        return Start(seed, prompt, image, np.array(intrinsics, np.float32), scale)
+
+    async def _once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """Made in the pool, once for everybody who waits; a failure is not kept."""
+        future = self._made.get(key)
+        if future is None or (future.done() and (future.cancelled() or future.exception() is not None)):
+            future = self._made[key] = asyncio.get_running_loop().run_in_executor(self._pool, make)
+            if len(self._made) > KEPT:
+                self._made.popitem(last=False)
+        self._made.move_to_end(key)
+        return await asyncio.shield(future)
+
+
+def scene_intrinsics(scene: Scene, geometry: Geometry) -> tuple[float, float, float, float]:
+    """A scene's fx, fy, cx, cy, given for its picture, in pixels of the stream."""
+    height, width = scene.image.shape[:2]
+    across, down = geometry.width / width, geometry.height / height
+    fx, fy, cx, cy = (float(value) for value in scene.intrinsics)
+    return fx * across, fy * down, cx * across, cy * down

@@ -1,0 +1,114 @@
+"""Serve a world: the page, and everybody who plays."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+
+from gameserver.app import App, ServeError, running
+from gameserver.door import Settings
+from gameserver.engine import LoadWorld, Phase
+from world.chunk import Report, World
+
+PROGRESS_S = 0.2
+PAGE = "in a browser"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on, 0.0.0.0 for the whole network (default: %(default)s)")
+    parser.add_argument("--port", type=port_number, default=8000, help="0 picks a free one (default: %(default)s)")
+    parser.add_argument("--world", help="a checkpoint's directory, or `pattern` for test pictures (default: meadow)")
+    parser.add_argument("--players", type=player_count, default=8, help="seats (default: %(default)s)")
+
+
+def port_number(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{port} is not one of 0 to 65535")
+    return port
+
+
+def player_count(text: str) -> int:
+    players = int(text)
+    if not 1 <= players <= 255:
+        raise argparse.ArgumentTypeError(f"{players} players is not one of 1 to 255")
+    return players
+
+
+def world_loader(path: str | None, num_slots: int) -> LoadWorld:
+    """Loads on the thread that calls it, and imports what a world needs only then."""
+
+    def load(report: Report) -> World:
+        report("importing", 0.0)
+        from world.loader import load_world
+
+        return load_world(path, num_slots, report)
+
+    return load
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 after an orderly end by SIGINT or SIGTERM, 1 with a sentence if the world cannot be served."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    settings = Settings(host=args.host, port=args.port, capacity=args.players)
+    try:
+        engine_stopped, code = asyncio.run(_serve(settings, world_loader(args.world, args.players)))
+    except ServeError as fault:
+        print(f"gameserver: {fault}", file=sys.stderr)
+        return 1
+    if not engine_stopped:  # still in a forward or loading: interpreters do not end well under a running thread
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+async def _serve(settings: Settings, load: LoadWorld) -> tuple[bool, int]:
+    """(whether the engine's thread ended, exit code)"""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    code = 0
+    async with running(settings, load) as app:
+        print(f"Listening at {app.url} while the world loads.", file=sys.stderr, flush=True)
+        telling = asyncio.create_task(_tell_progress(app))
+        stopping = asyncio.create_task(stop.wait())
+        settled = asyncio.create_task(app.door.settled.wait())
+        await asyncio.wait({stopping, settled}, return_when=asyncio.FIRST_COMPLETED)
+        telling.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await telling
+        if app.door.engine.phase is Phase.FAILED:
+            print(f"gameserver: {app.door.engine.failure}", file=sys.stderr)
+            code = 1
+        elif not stop.is_set():
+            print(f"Open {app.url} {PAGE} to play. Ctrl-C ends it.", flush=True)
+            await stop.wait()
+            print("Going down.", file=sys.stderr)
+        stopping.cancel()
+        settled.cancel()
+    return app.stopped, code
+
+
+async def _tell_progress(app: App) -> None:
+    """On a terminal one line that is written over, elsewhere a line for each stage."""
+    terminal = sys.stderr.isatty()
+    told = ""
+    try:
+        while True:
+            progress = app.door.engine.progress
+            if terminal:
+                print(f"\r\x1b[K{progress.stage} {progress.share:4.0%}", end="", file=sys.stderr, flush=True)
+            elif progress.stage != told:
+                print(f"{progress.stage} ...", file=sys.stderr, flush=True)
+            told = progress.stage
+            await asyncio.sleep(PROGRESS_S)
+    finally:
+        if terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
