@@ -13,7 +13,7 @@ from msgspec import Meta
 
 VERSION = 1
 MAX_MESSAGE_BYTES = 64 * 1024  # client to server; explicit poses are the largest
-MAX_TRANSPORT_BYTES = 256 * 1024  # above this the WebSocket itself is cut, before a message of ours could say why
+MAX_TRANSPORT_BYTES = 256 * 1024  # the WebSocket reads no more than this of a message
 MESSAGES_PER_S = 200.0
 MESSAGES_BURST = 400.0
 MAX_POSES = 256  # in one message
