@@ -188,6 +188,7 @@ def test_a_script_repeats_for_as_long_as_asked() -> None:
 def test_every_pose_is_shown_once_within_the_queue_limit() -> None:
     server = FakeServer()
     poses = walk(1201)
+    poses[-9:] = poses[-1]  # the last pose alone does not say that it was the last
     shown: list[bytes] = []
     report = session(server, BotPlan(poses=poses, scale=0.5), lambda packet, picture: shown.append(packet.pose))
     assert b"".join(shown) == poses.tobytes() and report.frames == len(poses)
@@ -274,6 +275,24 @@ def test_slack_is_how_early_a_chunk_came_and_a_late_one_moves_the_clock() -> Non
     assert clock.slack_s(2, 5, 1.3) == pytest.approx(1.03 + 0.4 - 1.3)
     assert clock.slack_s(3, 9, 2.0) == pytest.approx(1.83 - 2.0)  # late: its frames are shown from 2.03 on
     assert clock.slack_s(4, 13, 2.0) == pytest.approx(2.43 - 2.0)
+
+
+def test_a_picture_that_was_patched_up_counts_as_an_error() -> None:
+    encoder = av.CodecContext.create("libx264", "w")
+    encoder.width, encoder.height, encoder.pix_fmt, encoder.framerate = 64, 64, "yuv420p", FPS
+    encoder.thread_count, encoder.options = 1, {"tune": "zerolatency", "sc_threshold": "0"}
+    decoder = PacketDecoder("h264")
+    noise = np.random.default_rng(1)
+    decoded: list[bool] = []
+    for index in range(4):
+        picture = av.VideoFrame.from_ndarray(noise.integers(0, 255, (96, 64), np.uint8), format="yuv420p")
+        picture.pts = index
+        (encoded,) = encoder.encode(picture)
+        data = bytes(encoded)
+        if index == 2:
+            data = data[: len(data) // 2] + bytes(len(data) // 2)
+        decoded.append(decoder.decode(Packet(index, index, 0, encoded.is_keyframe, 0, b"", data)) is not None)
+    assert decoded == [True, True, False, False] and decoder.errors == 2  # the fourth builds on the third
 
 
 def test_a_decoder_waits_for_a_key_frame() -> None:

@@ -173,6 +173,7 @@ def bad_vectors() -> list[Message]:
         bad("a scale of 0", "bad_message", pack(HELLO | {"scale": 0}), ()),
         bad("a seed of 2**53", "bad_message", pack(HELLO | {"seed": 2**53}), ()),
         bad("arrays 60000 deep", "bad_message", b"\x91", (), 60000),
+        bad("maps 20000 deep", "bad_message", b"\x81\xa1x", (), 20000),
         bad("65537 bytes", "too_large", b"\x91", (), 65537),
         bad("version 2", "unsupported_version", pack(HELLO | {"version": 2}), ()),
         bad("version 2 with fields of its own", "unsupported_version", pack(HELLO | {"version": 2, "mood": []}), ()),
