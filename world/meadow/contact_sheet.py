@@ -1,4 +1,4 @@
-"""`python -m world.meadow.teacher --out sheet.png [--seeds 0:8] [--prompt TEXT] [--turn | --walk]`: pictures of worlds to look at."""
+"""Pictures of worlds to look at: `python -m world.meadow.teacher --out sheet.png [--seeds 0:8] [--turn | --walk]`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def tile(pictures: NDArray[np.uint8], gap: int = 2) -> NDArray[np.uint8]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m world.meadow.teacher", description="A contact sheet of the built-in world.")
+    parser = argparse.ArgumentParser(
+        prog="python -m world.meadow.teacher", description="A contact sheet of the built-in world."
+    )
     parser.add_argument("--out", required=True, help="PNG file to write")
     parser.add_argument("--seeds", default="0:8", help="A:B, the first included")
     parser.add_argument("--prompt", help="one prompt for all seeds (default: a random look for each)")

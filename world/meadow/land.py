@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from world.meadow.noise import SIZE, hash01, mix, noise, smoothstep
+from world.meadow.noise import SIZE, constant, hash01, mix, noise, smoothstep
 from world.meadow.palette import WAVELENGTHS_M, Palette, sun_direction
 
 EYE_M = 1.7
@@ -80,15 +80,27 @@ def surface(land: Land, x: Tensor, z: Tensor, footprint_m: Tensor) -> Surface:
     s = (x + 70 * bend) / width
     inverse = 1 / (1 + s * s)
     slope = rise * 2 * s * inverse * inverse / width
-    height, slope_x, slope_z = height + rise * s * s * inverse, slope_x + slope * (1 + 70 * bend_x), slope_z + slope * 70 * bend_z
+    height, slope_x, slope_z = (
+        height + rise * s * s * inverse,
+        slope_x + slope * (1 + 70 * bend_x),
+        slope_z + slope * 70 * bend_z,
+    )
     # land that falls to the sea ahead and to one side
     shore, to_x, to_z = _fit(palette.shore, x), 0.8 * _fit(land.side, x), 0.6
     s = (to_x * x + to_z * z + 25 * bend - 38) / 45
     fall = torch.tanh(s)
     slope = shore * (fall * fall - 1) / 45
-    height, slope_x, slope_z = height - shore * fall, slope_x + slope * (to_x + 25 * bend_x), slope_z + slope * (to_z + 25 * bend_z)
+    height, slope_x, slope_z = (
+        height - shore * fall,
+        slope_x + slope * (to_x + 25 * bend_x),
+        slope_z + slope * (to_z + 25 * bend_z),
+    )
     raised = _fit(land.lift, x) * torch.exp(-(x * x + z * z) / (2 * CLEARING_M**2))
-    height, slope_x, slope_z = height + raised, slope_x - raised * x / CLEARING_M**2, slope_z - raised * z / CLEARING_M**2
+    height, slope_x, slope_z = (
+        height + raised,
+        slope_x - raised * x / CLEARING_M**2,
+        slope_z - raised * z / CLEARING_M**2,
+    )
     return Surface(height, slope_x, slope_z, tuple(octaves))
 
 
@@ -113,7 +125,9 @@ def eye_height(land: Land, x: Tensor, z: Tensor, offset_m: Tensor) -> Tensor:
     return real + 0.5 * (over + torch.sqrt(over * over + 0.04))
 
 
-def ground_colour(land: Land, ground: Surface, x: Tensor, z: Tensor, footprint_m: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def ground_colour(
+    land: Land, ground: Surface, x: Tensor, z: Tensor, footprint_m: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Points [F, C, D] -> albedo [F, 3, C, D], slopes for the light, and the share of water.
 
     Everything finer than two footprints is left out, so that distance does not sparkle."""
@@ -147,7 +161,7 @@ def ground_colour(land: Land, ground: Surface, x: Tensor, z: Tensor, footprint_m
     snow = fit(palette.snow)[:, 0] * (1 - 0.55 * path) * (1 - 0.8 * beach)
     peak = smoothstep(-10.0, 25.0, ground.height - fit(palette.peak_snow_m)[:, 0] + 14 * ground.octaves[3])
     snow = torch.maximum(snow, peak) * smoothstep(1.0, 0.62, slope + 0.1 * ground.octaves[4])
-    white = torch.tensor([0.86, 0.89, 0.95], device=x.device)[None, :, None, None]
+    white = constant(x, 0.86, 0.89, 0.95)[None, :, None, None]
     colour = mix(colour, white * (0.97 + 0.03 * tone), (0.97 * snow)[:, None])
     relief = 0.26 * (1 - 0.6 * snow) * near(2.7)
     water = smoothstep(0.06, -0.10, ground.height)
@@ -160,4 +174,7 @@ def light(palette: Palette, slope_x: Tensor, slope_z: Tensor, shadow: Tensor) ->
     inverse = torch.rsqrt(1 + slope_x * slope_x + slope_z * slope_z)
     direct = ((up - slope_x * east - slope_z * north) * inverse).clamp(min=0) * shadow
     sky = 0.55 + 0.45 * inverse
-    return palette.sun[:, :, None, None] * direct[:, None] + palette.ambient[:, :, None, None] * (sky * (0.7 + 0.3 * shadow))[:, None]
+    return (
+        palette.sun[:, :, None, None] * direct[:, None]
+        + palette.ambient[:, :, None, None] * (sky * (0.7 + 0.3 * shadow))[:, None]
+    )

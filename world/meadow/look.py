@@ -48,14 +48,35 @@ TOWERS: dict[str, tuple[str, ...]] = {
     "black": ("black", "dark", "obsidian"),
 }
 _BUILDING = r"(?:towers?|spires?|turrets?|lighthouses?)"
-_ADJECTIVE = {
-    "time": {"day": ("day", "midday"), "dawn": ("dawn", "sunrise"), "dusk": ("dusk", "sunset"), "night": ("night", "midnight")},
-    "season": {"summer": ("summer", "lush"), "spring": ("spring", "blooming"), "autumn": ("autumn", "autumnal"),
-               "winter": ("snowy", "winter", "frozen")},
-    "weather": {"clear": ("clear", "sunny"), "cloudy": ("cloudy",), "overcast": ("overcast", "grey"), "fog": ("foggy", "misty")},
-    "place": {"meadow": ("meadow", "grassland"), "valley": ("valley", "mountain valley"), "coast": ("coast", "beach", "seaside"),
-              "lakes": ("lakeland", "land of lakes"), "forest": ("forest", "woodland"), "desert": ("desert", "dune desert")},
-}  # fmt: skip
+# what a prompt calls them: words that read well in a sentence
+_SAID: dict[str, dict[str, tuple[str, ...]]] = {
+    "time": {
+        "day": ("day", "midday"),
+        "dawn": ("dawn", "sunrise"),
+        "dusk": ("dusk", "sunset"),
+        "night": ("night", "midnight"),
+    },
+    "season": {
+        "summer": ("summer", "lush"),
+        "spring": ("spring", "blooming"),
+        "autumn": ("autumn", "autumnal"),
+        "winter": ("snowy", "winter", "frozen"),
+    },
+    "weather": {
+        "clear": ("clear", "sunny"),
+        "cloudy": ("cloudy",),
+        "overcast": ("overcast", "grey"),
+        "fog": ("foggy", "misty"),
+    },
+    "place": {
+        "meadow": ("meadow", "grassland"),
+        "valley": ("valley", "mountain valley"),
+        "coast": ("coast", "beach", "seaside"),
+        "lakes": ("lakeland", "land of lakes"),
+        "forest": ("forest", "woodland"),
+        "desert": ("desert", "dune desert"),
+    },
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +92,9 @@ class Look:
     def __post_init__(self) -> None:
         for field in fields(self):
             if getattr(self, field.name) not in values(field.name):
-                raise ValueError(f"{field.name} {getattr(self, field.name)!r} is none of {', '.join(values(field.name))}")
+                raise ValueError(
+                    f"{field.name} {getattr(self, field.name)!r} is none of {', '.join(values(field.name))}"
+                )
 
     @classmethod
     def parse(cls, prompt: str) -> Look:
@@ -80,7 +103,9 @@ class Look:
         found: dict[str, str] = {}
         for colour, names in TOWERS.items():
             named = "|".join(names)
-            if re.search(rf"\b(?:{named})(?:\s+\w+)?\s+{_BUILDING}\b|\b{_BUILDING}\s+(?:of|are|in|painted)\s+(?:{named})\b", text):
+            if re.search(
+                rf"\b(?:{named})(?:\s+\w+)?\s+{_BUILDING}\b|\b{_BUILDING}\s+(?:of|are|in|painted)\s+(?:{named})\b", text
+            ):
                 found["towers"] = colour
                 break
         for word in re.findall(r"\w+", text):
@@ -95,7 +120,7 @@ class Look:
         """A sentence that parses back to this look; with a generator, one of many phrasings."""
 
         def word(attribute: str) -> str:
-            choices = _ADJECTIVE[attribute][getattr(self, attribute)]
+            choices = _SAID[attribute][getattr(self, attribute)]
             return choices[int(rng.integers(len(choices)))] if rng is not None else choices[0]
 
         time, season, weather, place = (word(name) for name in WORDS)
@@ -107,7 +132,7 @@ class Look:
         with_towers = f" with {towers}" if rng is None or self.towers != "mixed" or rng.random() < 0.5 else ""
         forms = [
             f"{_article(f'{described} {place}'.strip())}{at}{with_towers}",
-            f"{place}{', ' + described if described else ''}{at.replace(' at ', ', ')}{with_towers.replace(' with ', ', ')}",
+            ", ".join(part for part in (place, described, at[4:], with_towers[6:]) if part),
             f"{at[4:] + ' over ' if at else ''}{_article(f'{described} {place}'.strip())}{with_towers}",
         ]
         return forms[int(rng.integers(len(forms)))] if rng is not None else forms[0]

@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-SIZE = 128  # lattice cells before the noise repeats; octaves repeat at different places, so the sum does not in practice
+SIZE = (
+    128  # lattice cells before the noise repeats; octaves repeat at different places, so the sum does not in practice
+)
 _MASK = 0xFFFFFFFF
 
 
@@ -36,8 +38,12 @@ def make_lattice(keys: Tensor) -> Tensor:
     return torch.stack((a, b - a, c - a, a - b - c + d), -1).reshape(-1, 4).contiguous()
 
 
-def noise(lattice: Tensor, base: Tensor, x: Tensor, z: Tensor, wavelength: float, octave: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Value noise in [-1, 1] at (x, z) metres and its slopes d/dx, d/dz. `base` (int32) is the world's first lattice row."""
+def noise(
+    lattice: Tensor, base: Tensor, x: Tensor, z: Tensor, wavelength: float, octave: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Value noise in [-1, 1] at (x, z) metres, and its slopes d/dx and d/dz.
+
+    `base` (int32) is the world's first lattice row."""
     c, s = math.cos(0.6 + 1.1 * octave) / wavelength, math.sin(0.6 + 1.1 * octave) / wavelength
     u = c * x - s * z + (17.31 * octave + 0.5)
     v = s * x + c * z + (5.77 * octave + 0.5)
@@ -49,6 +55,11 @@ def noise(lattice: Tensor, base: Tensor, x: Tensor, z: Tensor, wavelength: float
     slope_u = (k1 + k3 * wv) * (30 * (u * (u - 1)) ** 2)
     slope_v = (k2 + k3 * wu) * (30 * (v * (v - 1)) ** 2)
     return k0 + k1 * wu + (k2 + k3 * wu) * wv, c * slope_u + s * slope_v, c * slope_v - s * slope_u
+
+
+def constant(like: Tensor, *values: float) -> Tensor:
+    """[len(values)] where `like` is, made by fills: a copy from the host would make a GPU wait."""
+    return torch.stack([torch.full((), value, device=like.device) for value in values])
 
 
 def smoothstep(low: float | Tensor, high: float | Tensor, x: Tensor) -> Tensor:

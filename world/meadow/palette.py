@@ -95,6 +95,7 @@ _WEATHER = {  # sunlight left, ambient factor, cloud cover, haze metres, sky haz
     "overcast": (0.10, 1.25, 1.0, 520.0, 0.25, 0.85),
     "fog": (0.12, 1.30, 0.8, 60.0, 1.0, 0.7),
 }
+_PEAK_SNOW_M = {"summer": 135.0, "spring": 105.0, "autumn": 95.0, "winter": 0.0}
 _TOWER = {"mixed": "c8402e", "red": "c8281e", "orange": "e07a1c", "yellow": "e8bf28", "green": "2f9a4c",
           "blue": "2c58c8", "purple": "7c3cae", "white": "f2eee2", "black": "24242c"}  # fmt: skip
 
@@ -117,11 +118,12 @@ def _numbers(look: Look, jitter: float) -> dict[str, float | tuple[float, ...]]:
     if snow:  # white ground throws light back
         fill = _scale(fill, 1.12)
     return {
-        "octaves": octaves, "ridge": ridge, "bias": bias, "trough": trough, "trough_width": trough_width, "shore": shore,
+        "octaves": octaves, "ridge": ridge, "bias": bias, "trough": trough,
+        "trough_width": trough_width, "shore": shore,
         "trees": trees, "conifers": conifers, "cactus": cactus, "path": path * (1 - 0.5 * snow),
         "grass": ground, "grass_dry": ground_dry, "flower": _rgb(flower), "flowers": flowers,
         "rock": _rgb("b0774f" if desert else "7c7870"), "sand": _rgb("e2c48c" if desert else "cdb98a"),
-        "snow": snow, "peak_snow_m": 1e4 if desert else {"summer": 135.0, "spring": 105.0, "autumn": 95.0, "winter": 0.0}[look.season],
+        "snow": snow, "peak_snow_m": 1e4 if desert else _PEAK_SNOW_M[look.season],
         "water": _rgb("1f4f63"), "ice": snow * 0.75,
         "leaf_a": _rgb("5f7f48") if desert else _rgb(leaf_a), "leaf_b": _rgb("5f7f48") if desert else _rgb(leaf_b),
         "needle": _rgb(needle), "tower": _rgb(_TOWER[look.towers]), "tower_mixed": float(look.towers == "mixed"),
@@ -135,7 +137,9 @@ def _numbers(look: Look, jitter: float) -> dict[str, float | tuple[float, ...]]:
 def make_palette(looks: list[Look], jitters: list[float], device: torch.device | str) -> Palette:
     """Looks, and by how much each seed turns the sun in radians, as tensors."""
     worlds = [_numbers(look, jitter) for look, jitter in zip(looks, jitters, strict=True)]
-    return Palette(*(torch.tensor([w[name] for w in worlds], dtype=torch.float32, device=device) for name in Palette._fields))
+    return Palette(
+        *(torch.tensor([w[name] for w in worlds], dtype=torch.float32, device=device) for name in Palette._fields)
+    )
 
 
 def sun_direction(palette: Palette) -> tuple[Tensor, Tensor, Tensor]:

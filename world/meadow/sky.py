@@ -60,7 +60,9 @@ def draw_sky(land: Land, azimuth: Tensor, elevation: Tensor, eye_x: Tensor, eye_
     bare = 0.42 - 1.15 * _number(palette.cloud_cover)
     cover = smoothstep(bare, bare + 0.5, thick) * smoothstep(0.015, 0.12, elevation) * clear
     shade = 1 - (0.10 + 0.16 * _number(palette.cloud_cover)) * smoothstep(bare + 0.1, bare + 0.9, thick)
-    cloud = (_colour(palette.cloud) + 0.5 * _colour(palette.glow) * torch.exp(5 * (towards - 1))[:, None]) * shade[:, None]
+    cloud = (_colour(palette.cloud) + 0.5 * _colour(palette.glow) * torch.exp(5 * (towards - 1))[:, None]) * shade[
+        :, None
+    ]
     sky = mix(sky, brightness, disc[:, None])
     return mix(sky, mix(sky, cloud, smoothstep(0.0, 0.3, elevation)[:, None] * 0.45 + 0.5), (0.92 * cover)[:, None])
 

@@ -22,14 +22,14 @@ class StartScene:
 
 
 START_SCENES = (
-    StartScene("blue-tower", "The blue tower by the sea", "a summer coast at day", 700001),
-    StartScene("home-meadow", "Home meadow", "a sunny summer meadow at day", 700005),
-    StartScene("red-valley", "Red towers in the snow", "a snowy valley at dusk with red towers", 700003),
-    StartScene("gold-woods", "October woods", "an autumn forest at day", 700007),
+    StartScene("blue-tower", "The blue tower by the sea", "a summer coast at day with blue towers", 700008),
+    StartScene("home-meadow", "Home meadow", "a sunny summer meadow at day", 700002),
+    StartScene("red-valley", "Red towers in the snow", "a snowy valley at dusk with red towers", 700002),
+    StartScene("gold-woods", "October woods", "an autumn forest at day", 700003),
     StartScene("dune-sea", "The dune sea", "a clear desert at day with blue towers", 700004),
-    StartScene("lantern-night", "Lantern night", "a starry lakeland at night with white towers", 700002),
-    StartScene("blossom-lakes", "Blossom and water", "spring lakes at dawn", 700006),
-    StartScene("white-fog", "What stands in the fog", "a foggy meadow at dawn with purple towers", 700008),
+    StartScene("lantern-night", "Lantern night", "a starry lakeland at night with white towers", 700005),
+    StartScene("blossom-lakes", "Blossom and water", "spring lakes at dawn", 700007),
+    StartScene("white-fog", "What stands in the fog", "a foggy meadow at dawn with purple towers", 700006),
     StartScene("grey-shore", "Grey shore", "an overcast autumn coast with yellow towers", 700009),
     StartScene("high-pass", "The high valley", "a summer mountain valley at day with white towers", 700010),
     StartScene("winter-forest", "Winter forest", "a snowy forest at day with green towers", 700011),

@@ -1,8 +1,8 @@
 """The teacher: draws what a camera sees of an endless landscape, a pure function of (seed, look, camera).
 
-A camera's view is drawn as a small panorama first: columns of equal azimuth, rows of equal elevation. Along a column the
-ground is a curve of heights over distance, so what a row sees is a search in the running maximum of slopes, exact and
-without marching; trees and towers are bodies of revolution that a column cuts at a few distances. The picture then
+A camera's view is drawn as a small panorama first: columns of equal azimuth, rows of equal elevation. Along a column
+the ground is a curve of heights over distance, so what a row sees is a search in the running maximum of slopes, exact
+and without marching; trees and towers are bodies of revolution that a column cuts at a few distances. The picture then
 samples the panorama. Nothing is cached: the same arguments give the same picture, wherever the camera went before.
 """
 
@@ -17,7 +17,7 @@ from torch.nn.functional import avg_pool2d, grid_sample
 
 from world.meadow.land import Land, eye_height, ground_colour, light, make_land, surface
 from world.meadow.look import Look
-from world.meadow.noise import make_lattice, mix, mix_seed, smoothstep
+from world.meadow.noise import constant, make_lattice, mix, mix_seed, smoothstep
 from world.meadow.palette import make_palette, sun_direction
 from world.meadow.sky import air, draw_sky
 from world.meadow.things import BIG_KEPT, SMALL_KEPT, Things, big_things, in_view, join, radius_at, small_things
@@ -96,10 +96,14 @@ def draw_frames(land: Land, poses: Tensor, intrinsics: Tensor, height: int, widt
     row = low[:, None] + (high - low)[:, None] * up  # [F, E]
     panorama, distance = draw_panorama(land, eye_x, eye, eye_z, yaw, half, column, row)
 
-    where = torch.stack((azimuth / half[:, None, None], (elevation - low[:, None, None]) / (high - low)[:, None, None] * 2 - 1), -1)
+    where = torch.stack(
+        (azimuth / half[:, None, None], (elevation - low[:, None, None]) / (high - low)[:, None, None] * 2 - 1), -1
+    )
     linear = avg_pool2d(grid_sample(panorama.transpose(2, 3), where, padding_mode="border", align_corners=True), 2)
     centre = where.unflatten(1, (height, 2)).unflatten(3, (width, 2)).mean((2, 4))
-    seen = grid_sample(distance.transpose(1, 2)[:, None], centre, mode="nearest", padding_mode="border", align_corners=True)[:, 0]
+    seen = grid_sample(
+        distance.transpose(1, 2)[:, None], centre, mode="nearest", padding_mode="border", align_corners=True
+    )[:, 0]
     depth = seen / avg_pool2d(flat[:, None], 2)[:, 0].clamp(min=1e-3) / UNIT_M
     return linear, torch.where(seen < 1e8, depth, torch.inf)
 
@@ -117,7 +121,8 @@ def _rays(poses: Tensor, intrinsics: Tensor, height: int, width: int) -> Tensor:
 def draw_panorama(
     land: Land, eye_x: Tensor, eye: Tensor, eye_z: Tensor, yaw: Tensor, half: Tensor, column: Tensor, row: Tensor
 ) -> Drawn:
-    """Azimuths [F, C] and elevations [F, E] -> display colour [F, 3, C, E] in 0..1, horizontal distance in metres [F, C, E]."""
+    """Azimuths [F, C] and elevations [F, E] -> display colour [F, 3, C, E] in 0..1, and how far on the ground things
+    are in metres [F, C, E]."""
     palette = land.palette
     small = in_view(small_things(land, eye_x, eye_z), eye_x, eye_z, yaw, half, SMALL_KEPT)
     big = in_view(big_things(land, eye_x, eye_z), eye_x, eye_z, yaw, half, BIG_KEPT)
@@ -163,7 +168,9 @@ def _display(light_in: Tensor) -> Tensor:
     return (x * (2.51 * x + 0.03) / (x * (2.43 * x + 0.59) + 0.14)).clamp(1e-6, 1) ** (1 / 2.2)
 
 
-def _mirror(land: Land, column: Tensor, slope: Tensor, horizon: Tensor, haze: Tensor, ripple: Tensor, height: Tensor) -> Tensor:
+def _mirror(
+    land: Land, column: Tensor, slope: Tensor, horizon: Tensor, haze: Tensor, ripple: Tensor, height: Tensor
+) -> Tensor:
     """What water shows [F, 3, C, D]: the sky above, dark under far hills, and its own colour when looked into."""
     palette = land.palette
     down = (-slope).clamp(min=0)
@@ -177,7 +184,7 @@ def _mirror(land: Land, column: Tensor, slope: Tensor, horizon: Tensor, haze: Te
     shallow = smoothstep(-2.5, 0.0, height)[:, None]
     deep = mix(palette.water[:, :, None, None], palette.sand[:, :, None, None] * 0.6, 0.5 * shallow) * lit
     mirrored = mix(deep, sky, fresnel[:, None]) * (1 + 0.25 * ripple.clamp(-0.4, 0.4))[:, None]
-    ice = torch.tensor([0.62, 0.72, 0.80], device=slope.device)[None, :, None, None] * (lit + 0.3 * lit)
+    ice = constant(slope, 0.62, 0.72, 0.80)[None, :, None, None] * (lit + 0.3 * lit)
     return mix(mirrored, ice, palette.ice[:, None, None, None])
 
 
@@ -217,7 +224,9 @@ def _shadows(land: Land, things: Things, eye_x: Tensor, eye_z: Tensor, column: T
         t = ((s * run[here] + b * side[here]) * inverse[here]).clamp(0, 1)
         s, b = s - t * run[here], b - t * side[here]
         size = radius[here] * (1 - 0.45 * t) + 1e-4
-        shade = shade * (1 - 0.72 * (radius[here] > 0) * smoothstep(1.25, 0.55, torch.sqrt(s * s + b * b + 1e-9) / size))
+        shade = shade * (
+            1 - 0.72 * (radius[here] > 0) * smoothstep(1.25, 0.55, torch.sqrt(s * s + b * b + 1e-9) / size)
+        )
     return shade
 
 
@@ -246,6 +255,7 @@ def _draw_things(
     sine, cosine = torch.sin(column)[..., None], torch.cos(column)[..., None]  # [F, C, 1]
     sun_right, sun_back = sun_east * cosine - sun_north * sine, -(sun_east * sine + sun_north * cosine)
     sun, ambient = palette.sun[:, :, None, None], palette.ambient[:, :, None, None]
+    lamp = constant(tangent, 1.0, 0.62, 0.22)[None, :, None, None]
     seen, through, distance = torch.zeros_like(behind), torch.ones_like(tangent), ground_distance
     for k in range(ahead.shape[2]):
         here = (..., slice(k, k + 1))
@@ -274,13 +284,18 @@ def _draw_things(
         grain = torch.sin(east * 5.1 + 2.3 * y) * torch.sin(north * 4.7 - 1.9 * y + thing.x) * thing.rough
         square = north * north
         panes = 1 - 18 * square + 48 * square**2 - 32 * square**3  # cos of six times the angle around
-        window = smoothstep(0.55, 0.85, panes) * smoothstep(0.3, 0.6, torch.sin(y * 1.15)) * thing.windows * ~capped * (y > 3)
+        window = (
+            smoothstep(0.55, 0.85, panes)
+            * smoothstep(0.3, 0.6, torch.sin(y * 1.15))
+            * thing.windows
+            * ~capped
+            * (y > 3)
+        )
         stripe = 0.5 + 0.5 * torch.tanh(4 * torch.sin(u * thing.stripes * 2 * math.pi))
         base = mix(thing.body, torch.full_like(thing.body, 0.75), ((thing.stripes > 0) * stripe)[:, None])
         albedo = torch.where(capped[:, None], thing.cap, base) * (1 + 0.22 * grain - 0.65 * window)[:, None]
         ground_shade = 0.55 + 0.45 * smoothstep(0.0, 1.6, y)
         lit = albedo * (sun * direct[:, None] + ambient * ((0.75 + 0.25 * upward) * ground_shade)[:, None])
-        lamp = torch.tensor([1.0, 0.62, 0.22], device=y.device)[None, :, None, None]
         lit = lit + lamp * (window * palette.night[:, None, None] * 0.9)[:, None]
         clear = torch.exp(-s / palette.haze_m[:, None, None])[:, None]
         seen = seen + mix(haze, lit, clear) * (through * opacity)[:, None]

@@ -9,15 +9,17 @@ import torch
 from torch import Tensor
 
 from world.meadow.land import Land, forest, path_distance, surface
-from world.meadow.noise import hash01, mix, smoothstep
+from world.meadow.noise import constant, hash01, mix, smoothstep
 
-_PAINTS = ((0.54, 0.07, 0.05), (0.72, 0.27, 0.05), (0.78, 0.56, 0.10), (0.09, 0.34, 0.15), (0.06, 0.36, 0.42), (0.07, 0.15, 0.50),
-           (0.27, 0.09, 0.38), (0.80, 0.77, 0.70))  # fmt: skip
+_PAINTS = (
+    (0.54, 0.07, 0.05), (0.72, 0.27, 0.05), (0.78, 0.56, 0.10), (0.09, 0.34, 0.15),
+    (0.06, 0.36, 0.42), (0.07, 0.15, 0.50), (0.27, 0.09, 0.38), (0.80, 0.77, 0.70),
+)  # fmt: skip
 SMALL_KEPT, BIG_KEPT = 224, 40  # things in view that one frame may draw, nearest first
 
 
 class Things(NamedTuple):
-    """[F, N] each, metres; colours [F, 3, N]. A body (a trunk, a shaft) below `split`, a cap (a crown, a roof) above."""
+    """[F, N] each, metres; colours [F, 3, N]. Below `split` a body (trunk, shaft), above it a cap (crown, roof)."""
 
     x: Tensor
     z: Tensor
@@ -67,7 +69,8 @@ def _cells(eye_x: Tensor, eye_z: Tensor, size_m: float, reach: int) -> tuple[Ten
 
 def _paint(share: Tensor) -> Tensor:
     """[F, N] in 0..1 -> one of eight colours that are easy to tell apart, linear [F, 3, N]."""
-    return torch.tensor(_PAINTS, device=share.device)[(share * len(_PAINTS)).long().clamp(max=len(_PAINTS) - 1)].movedim(-1, 1)
+    paints = constant(share, *(part for paint in _PAINTS for part in paint)).reshape(-1, 3)
+    return paints[(share * len(_PAINTS)).long().clamp(max=len(_PAINTS) - 1)].movedim(-1, 1)
 
 
 def _near_start(x: Tensor, z: Tensor) -> Tensor:
@@ -94,7 +97,13 @@ def _trees(land: Land, eye_x: Tensor, eye_z: Tensor) -> Things:
     distance = torch.hypot(x - eye_x[:, None], z - eye_z[:, None])
     steep = ground.slope_x**2 + ground.slope_z**2
     chance = fit(palette.trees) * (0.25 + 1.5 * forest(land, x, z))
-    stands = (roll(2) < chance) & (ground.height > 0.7) & (steep < 0.55) & (path_distance(land, x, z) > 3.2) & ~_near_start(x, z)
+    stands = (
+        (roll(2) < chance)
+        & (ground.height > 0.7)
+        & (steep < 0.55)
+        & (path_distance(land, x, z) > 3.2)
+        & ~_near_start(x, z)
+    )
     stands = stands & (ground.height < fit(palette.peak_snow_m.clamp(min=90)) + 15)
     grown = smoothstep(188.0, 140.0, distance) * stands
     conifer = (roll(3) < fit(palette.conifers)).float()
@@ -105,12 +114,16 @@ def _trees(land: Land, eye_x: Tensor, eye_z: Tensor) -> Things:
     body_radius = mix(0.34 * size, 0.42 * size, cactus)
     leaf = mix(palette.leaf_a[:, :, None], palette.leaf_b[:, :, None], (roll(5) ** 1.4)[:, None])
     needle = palette.needle[:, :, None] * (0.8 + 0.5 * roll(6))[:, None]
-    cap = mix(mix(leaf, needle, conifer[:, None]), palette.leaf_a[:, :, None], cactus[:, None]) * (0.85 + 0.3 * roll(7))[:, None]
-    bark = torch.tensor([0.115, 0.070, 0.042], device=x.device)[None, :, None]
+    cap = (
+        mix(mix(leaf, needle, conifer[:, None]), palette.leaf_a[:, :, None], cactus[:, None])
+        * (0.85 + 0.3 * roll(7))[:, None]
+    )
+    bark = constant(x, 0.115, 0.070, 0.042)[None, :, None]
     zero = torch.zeros_like(x)
     return Things(
         x, z, ground.height - 0.25, height, body_radius, cap_radius,
-        mix(mix(0.24 + 0.1 * roll(8), 0.14 + zero, conifer), 0.85 + zero, cactus), conifer * (1 - cactus), 1 - conifer * (1 - cactus),
+        mix(mix(0.24 + 0.1 * roll(8), 0.14 + zero, conifer), 0.85 + zero, cactus),
+        conifer * (1 - cactus), 1 - conifer * (1 - cactus),
         1 - cactus, conifer, zero, zero, 1 - 0.5 * cactus, mix(bark + cap * 0, cap, cactus[:, None]), cap,
     )  # fmt: skip
 
@@ -132,8 +145,11 @@ def _stones(land: Land, eye_x: Tensor, eye_z: Tensor) -> Things:
     height = (0.7 + 1.1 * roll(4)) * smoothstep(68.0, 42.0, distance) * stands
     radius = (0.55 + 0.65 * roll(5)) * (0.8 + 0.3 * rock)
     bush = mix(palette.leaf_a[:, :, None], palette.grass[:, :, None], roll(6)[:, None]) * 0.8
-    snow = torch.tensor([0.70, 0.74, 0.80], device=x.device)[None, :, None] * palette.snow[:, None, None]
-    stone = palette.rock[:, :, None] * (0.75 + 0.4 * roll(7))[:, None] * (1 - 0.6 * palette.snow[:, None, None]) + 0.6 * snow
+    snow = constant(x, 0.70, 0.74, 0.80)[None, :, None] * palette.snow[:, None, None]
+    stone = (
+        palette.rock[:, :, None] * (0.75 + 0.4 * roll(7))[:, None] * (1 - 0.6 * palette.snow[:, None, None])
+        + 0.6 * snow
+    )
     colour = mix(bush, stone, rock[:, None])
     zero = torch.zeros_like(x)
     return Things(
@@ -151,7 +167,7 @@ def big_things(land: Land, eye_x: Tensor, eye_z: Tensor) -> Things:
     stands = (hash01(key, ix, iz, 52) < 0.42) & (torch.hypot(x, z) > 78)
     towers = _towers(land, ix, iz, x, z, stands * smoothstep(540.0, 430.0, away), torch.zeros_like(ix))
 
-    one = torch.tensor([[0, 1]], device=ix.device).expand(len(ix), -1)
+    one = torch.arange(2, device=ix.device).expand(len(ix), -1)
     first, second = hash01(key, one, one, 53), hash01(key, one, one, 54)
     angle = torch.where(one == 0, (first - 0.5) * 0.95, math.pi * (0.6 + 0.8 * first))
     reach = torch.where(one == 0, 36 + 30 * second, 45 + 45 * second)
@@ -174,31 +190,32 @@ def _towers(land: Land, ix: Tensor, iz: Tensor, x: Tensor, z: Tensor, grown: Ten
     def roll(channel: int) -> Tensor:
         return hash01(key, ix, iz, 60 + channel)
 
-    def choose(values: list[float]) -> Tensor:
-        return torch.tensor(values, device=x.device)[kind + 4 * great]
+    def choose(*values: float) -> Tensor:
+        return constant(x, *values)[kind + 4 * great]
 
     kind = (roll(0) * 4).long()
     size = 0.8 + 0.5 * roll(1)
-    body_radius = choose([2.5, 3.0, 3.3, 2.2, 5.0, 24.0, 30.0, 8.0]) * size
-    cap_radius = choose([1.35, 1.12, 1.22, 1.1, 1.0, 1.0, 1.0, 1.3]) * body_radius
-    height = choose([17.0, 14.0, 13.0, 19.0, 58.0, 24.0, 34.0, 62.0]) * (0.8 + 0.5 * roll(2))
+    body_radius = choose(2.5, 3.0, 3.3, 2.2, 5.0, 24.0, 30.0, 8.0) * size
+    cap_radius = choose(1.35, 1.12, 1.22, 1.1, 1.0, 1.0, 1.0, 1.3) * body_radius
+    height = choose(17.0, 14.0, 13.0, 19.0, 58.0, 24.0, 34.0, 62.0) * (0.8 + 0.5 * roll(2))
     ground = surface(land, x, z, torch.full_like(x, 3.0)).height.clamp(min=-0.5)
     zero = torch.zeros_like(x)
     hue = roll(3)
     mixed = palette.tower_mixed[:, None, None]
     own = mix(palette.tower[:, :, None] * (0.8 + 0.4 * roll(4))[:, None], _paint(hue), mixed)
-    pale = torch.tensor([0.70, 0.66, 0.58], device=x.device)[None, :, None] * (0.75 + 0.35 * roll(5))[:, None]
-    slate = torch.tensor([0.16, 0.17, 0.22], device=x.device)[None, :, None]
+    pale = constant(x, 0.70, 0.66, 0.58)[None, :, None] * (0.75 + 0.35 * roll(5))[:, None]
+    slate = constant(x, 0.16, 0.17, 0.22)[None, :, None]
     painted = torch.maximum(1 - mixed[:, 0], (roll(6) < 0.55).float())[:, None]  # asked-for colours cover the walls
     body = mix(pale, own, painted)
     other = mix(slate + 0 * own, mix(pale, _paint((hue + 0.4) % 1.0), mixed), (roll(7) < 0.55).float()[:, None])
     cap = mix(own, other, painted * (1 - great[:, None] * (kind != 3)[:, None]))
-    snow = torch.tensor([0.84, 0.87, 0.93], device=x.device)[None, :, None]
+    snow = constant(x, 0.84, 0.87, 0.93)[None, :, None]
     cap = mix(cap, snow, (0.45 * palette.snow[:, None] * (1 - great))[:, None])
     return Things(
         x, z, ground - 1.5, (height + 1.5) * grown, body_radius, cap_radius,
-        choose([0.66, 0.80, 0.87, 0.86, 0.0, 0.0, 0.0, 0.8]), choose([1.0, 0, 0, 0, 1, 0, 1, 1]), choose([0, 1.0, 0, 1, 0, 1, 0, 0]),
-        zero, zero, choose([0, 0, 0, 5.0, 0, 0, 0, 0]), choose([1.0, 1, 1, 0.5, 0, 0, 0, 1]), zero + 0.25, body, cap,
+        choose(0.66, 0.80, 0.87, 0.86, 0.0, 0.0, 0.0, 0.8),
+        choose(1.0, 0, 0, 0, 1, 0, 1, 1), choose(0, 1.0, 0, 1, 0, 1, 0, 0),
+        zero, zero, choose(0, 0, 0, 5.0, 0, 0, 0, 0), choose(1.0, 1, 1, 0.5, 0, 0, 0, 1), zero + 0.25, body, cap,
     )  # fmt: skip
 
 

@@ -1,0 +1,27 @@
+"""Start scenes are real places with their own ids, and their pictures are what their prompts say."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from world.meadow.look import Look
+from world.meadow.start_scenes import START_SCENES, draw_scene, draw_start
+
+
+def test_ids_are_addresses_and_looks_differ() -> None:
+    assert len(START_SCENES) >= 12
+    assert (
+        len({start.id for start in START_SCENES}) == len({start.title for start in START_SCENES}) == len(START_SCENES)
+    )
+    assert all(re.fullmatch(r"[a-z0-9-]{1,32}", start.id) for start in START_SCENES)
+    assert len({Look.parse(start.prompt) for start in START_SCENES}) == len(START_SCENES)
+
+
+def test_a_scene_is_its_seed_and_prompt() -> None:
+    start = START_SCENES[0]
+    scene = draw_scene(start, 112, 64)
+    assert scene.image.shape == (64, 112, 3) and scene.image.dtype == np.uint8 and scene.image.std() > 10
+    assert scene.intrinsics.shape == (4,) and scene.intrinsics.dtype == np.float32
+    np.testing.assert_array_equal(scene.image, draw_start(start.seed, Look.parse(start.prompt), 112, 64))
