@@ -52,8 +52,9 @@ class _Walk:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--world", help="a checkpoint's directory, or `pattern` for test pictures (default: meadow)")
-    parser.add_argument("--players", type=_player_counts, default=(1, 2, 4, 8), help="how many at once (default: 1,2,4,8)")
-    parser.add_argument("--chunks", type=player_count, default=8, help="measured for every player (default: %(default)s)")
+    counts = "how many at once (default: 1,2,4,8)"
+    parser.add_argument("--players", type=_player_counts, default=(1, 2, 4, 8), help=counts)
+    parser.add_argument("--chunks", type=player_count, default=8, help="measured for each (default: %(default)s)")
     parser.add_argument("--warmup", type=player_count, default=2, help="chunks before that (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="only one line of JSON on stdout")
 

@@ -14,13 +14,13 @@ from gameserver.app import App, ServeError, running
 from gameserver.door import Settings
 from gameserver.engine import LoadWorld, Phase
 from world.chunk import Report, World
+from world.pattern import PatternWorld
 
 PROGRESS_S = 0.2
-PAGE = "in a browser"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on, 0.0.0.0 for the whole network (default: %(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=port_number, default=8000, help="0 picks a free one (default: %(default)s)")
     parser.add_argument("--world", help="a checkpoint's directory, or `pattern` for test pictures (default: meadow)")
     parser.add_argument("--players", type=player_count, default=8, help="seats (default: %(default)s)")
@@ -44,10 +44,13 @@ def world_loader(path: str | None, num_slots: int) -> LoadWorld:
     """Loads on the thread that calls it, and imports what a world needs only then."""
 
     def load(report: Report) -> World:
-        report("importing", 0.0)
+        if path == "pattern":  # numpy only: there within a blink
+            return PatternWorld(num_slots=num_slots)
+        report("importing torch", 0.0)
         from world.loader import load_world
 
-        return load_world(path, num_slots, report)
+        world: World = load_world(path, num_slots, report)
+        return world
 
     return load
 
@@ -88,7 +91,7 @@ async def _serve(settings: Settings, load: LoadWorld) -> tuple[bool, int]:
             print(f"gameserver: {app.door.engine.failure}", file=sys.stderr)
             code = 1
         elif not stop.is_set():
-            print(f"Open {app.url} {PAGE} to play. Ctrl-C ends it.", flush=True)
+            print(f"Open {app.url} in a browser to play. Ctrl-C ends it.", flush=True)
             await stop.wait()
             print("Going down.", file=sys.stderr)
         stopping.cancel()

@@ -1,0 +1,94 @@
+"""Protects the command: one line says where to play, a failure is a sentence and an exit code, signals end it well."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from gameserver import cli, serve
+from gameserver.engine import LoadWorld
+from world.chunk import Report, World, WorldError
+
+
+@contextmanager
+def served(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server process and its URL, as its last line says it."""
+    command = [sys.executable, "-m", "gameserver", "serve", "--world", "pattern", "--port", "0", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("Open http://localhost:"), line
+        yield process, line.split()[1]
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_serves_until_a_signal_and_ends_well(number: signal.Signals) -> None:
+    with served("--players", "2") as (process, url):
+        with urllib.request.urlopen(url + "readyz", timeout=10) as answer:
+            assert answer.status == 200
+        os.kill(process.pid, number)
+        _, errors = process.communicate(timeout=15)
+        assert process.returncode == 0
+        assert "Traceback" not in errors and "Going down" in errors
+
+
+def test_a_port_in_use_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert cli.main(["serve", "--world", "pattern", "--port", str(port)]) == 1
+    told = capsys.readouterr()
+    assert told.err == f"gameserver: port {port} on 127.0.0.1 is in use: choose another with --port\n" and not told.out
+
+
+def test_a_world_that_cannot_be_loaded_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def loader(path: str | None, num_slots: int) -> LoadWorld:
+        def load(report: Report) -> World:
+            raise WorldError(f"{path} has no weights")
+
+        return load
+
+    monkeypatch.setattr(serve, "world_loader", loader)
+    assert cli.main(["serve", "--world", "somewhere", "--port", "0"]) == 1
+    errors = capsys.readouterr().err
+    assert errors.splitlines()[-1] == "gameserver: somewhere has no weights" and "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "fly", "serve --port 70000", "serve --port x", "serve --players 0", "bench --players 1,0", "bench --chunks x"],
+)
+def test_a_wrong_command_line_is_code_2(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(line.split())
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: gameserver")
+
+
+@pytest.mark.parametrize("command", ["", "serve", "bot", "bench"])
+def test_help_names_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*command.split(), "--help"])
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    options = {"": "serve bot bench", "serve": "--host --port --world --players", "bot": "--seconds --script --save"}
+    assert all(option in told for option in options.get(command, "--world --players --json").split())
+
+
+def test_the_command_does_not_import_torch_until_a_world_needs_it() -> None:
+    check = "import gameserver.cli, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], timeout=60).returncode == 0
