@@ -41,14 +41,14 @@ def latent_frames(video_frames: int, chunk_frames: int) -> int:
 
 def interpolate(poses: Poses, num_frames: int) -> Poses:
     """Recorded poses [m, 4, 4] -> [num_frames, 4, 4] spread evenly over them: linear translation, slerp rotation."""
-    poses = np.asarray(poses, np.float64)
-    at = np.linspace(0, len(poses) - 1, num_frames)
-    left = np.minimum(at.astype(int), max(len(poses) - 2, 0))
-    right = np.minimum(left + 1, len(poses) - 1)
+    recorded = np.asarray(poses, np.float64)
+    at = np.linspace(0, len(recorded) - 1, num_frames)
+    left = np.minimum(at.astype(int), max(len(recorded) - 2, 0))
+    right = np.minimum(left + 1, len(recorded) - 1)
     share = (at - left)[:, None]
     mixed = np.tile(np.eye(4), (num_frames, 1, 1))
-    mixed[:, :3, 3] = (1 - share) * poses[left, :3, 3] + share * poses[right, :3, 3]
-    turns = _quaternions(poses[:, :3, :3])
+    mixed[:, :3, 3] = (1 - share) * recorded[left, :3, 3] + share * recorded[right, :3, 3]
+    turns = _quaternions(recorded[:, :3, :3])
     mixed[:, :3, :3] = _rotations(_slerp(turns[left], turns[right], share))
     return mixed.astype(np.float32)
 
@@ -80,16 +80,15 @@ def rays(relative: Tensor, intrinsics: Tensor, height: int, width: int, rays_onl
     """
     rows, frames = relative.shape[:2]
     h, w = height // FOLD, width // FOLD
-    pose = relative.float()[:, :, :3].movedim(1, 3)[..., None, None]  # [B, 3, 4, f, 1, 1]
-    pose = pose[:, :, :, None, None]  # [B, 3, 4, 1, 1, f, 1, 1] against (dy, dx, f, row, column)
-    fx, fy, cx, cy = (intrinsics.float()[:, i].reshape(-1, 1, 1, 1, 1, 1) for i in range(4))
+    fx, fy, cx, cy = (intrinsics.float()[:, i].reshape(-1, 1, 1, 1, 1) for i in range(4))
     columns = torch.arange(width, dtype=torch.float32, device=relative.device) + 0.5
     lines = torch.arange(height, dtype=torch.float32, device=relative.device) + 0.5
-    x = (columns.reshape(w, FOLD).T.reshape(1, 1, FOLD, 1, 1, w) - cx) / fx  # [B, 1, 8, 1, 1, w]
-    y = (lines.reshape(h, FOLD).T.reshape(1, FOLD, 1, 1, h, 1) - cy) / fy  # [B, 8, 1, 1, h, 1]
-    length = torch.sqrt(x * x + y * y + 1.0)
-    x, y, z = ((part / length)[:, None] for part in (x, y, torch.ones_like(x)))
-    direction = pose[:, :, 0] * x + pose[:, :, 1] * y + pose[:, :, 2] * z  # [B, 3, 8, 8, f, h, w]
+    x = (columns.reshape(w, FOLD).T.reshape(1, 1, FOLD, 1, w) - cx) / fx  # [B, 1, dx, 1, w]
+    y = (lines.reshape(h, FOLD).T.reshape(1, FOLD, 1, h, 1) - cy) / fy  # [B, dy, 1, h, 1]
+    length = torch.sqrt(x * x + y * y + 1.0)  # [B, dy, dx, h, w]
+    x, y, z = ((part / length).reshape(rows, 1, FOLD * FOLD, 1, h * w) for part in (x, y, torch.ones_like(x)))
+    pose = relative.float()[:, :, :3].movedim(1, 3)[:, :, :, None, :, None]  # [B, 3, 4, 1, f, 1]
+    direction = pose[:, :, 0] * x + pose[:, :, 1] * y + pose[:, :, 2] * z  # [B, 3, 64, f, h * w]
     if not rays_only:
         direction = torch.cat([pose[:, :, 3].expand_as(direction), direction], dim=1)
     return direction.reshape(rows, -1, frames, h, w)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from world.checkpoint import TEXT_FILE, TOKENIZER_DIRECTORY
 from world.chunk import Prompt, Report, WorldError
@@ -64,7 +64,7 @@ class UMT5Text:
     """Published: cleaned, padded to text_len with a mask, trimmed to its length. Padding behind a mask changes nothing
     (positions are relative), so none is added, which makes a prompt of 20 tokens 25 times cheaper than 512."""
 
-    def __init__(self, network: nn.Module, tokenizer: Any, text_len: int):
+    def __init__(self, network: Any, tokenizer: Any, text_len: int):
         self.network, self.tokenizer, self.text_len = network, tokenizer, text_len
 
     @property
@@ -83,7 +83,7 @@ def clean(text: str) -> str:
     return re.sub(r"\s+", " ", html.unescape(html.unescape(text))).strip()
 
 
-def umt5_rows(network: nn.Module, ids: Tensor) -> Tensor:
+def umt5_rows(network: Any, ids: Tensor) -> Tensor:
     """Token ids int64 [n] -> [n, text_dim]."""
     device = network.shared.weight.device
     return network(input_ids=ids[None].to(device)).last_hidden_state[0]
@@ -105,9 +105,7 @@ def load_umt5(checkpoint: Path, text_len: int, dtype: torch.dtype, device: torch
     return UMT5Text(network, tokenizer, text_len)
 
 
-def umt5(
-    path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device, report: Report
-) -> nn.Module:
+def umt5(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device, report: Report) -> Any:
     """transformers' umT5 encoder with the published tensors, its sizes taken from them."""
     transformers = _extra("transformers")
 
