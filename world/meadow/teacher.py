@@ -58,7 +58,7 @@ def render(
     """Poses [B, n, 4, 4] (camera-to-world, OpenCV axes, pose units), intrinsics [4] or [B, 4] in pixels of `size`.
 
     Returns uint8 [B, n, 3, H, W] and depth [B, n, H, W] along the camera's axis in pose units, inf where the sky is.
-    `slice_frames` bounds memory (about 40 MB a frame at the default size); `draw` may be a compiled `draw_frames`.
+    `slice_frames` bounds memory (about 50 MB a frame at the default size); `draw` may be a compiled `draw_frames`.
     """
     worlds, count = poses.shape[:2]
     device = terrain.key.device
