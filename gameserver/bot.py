@@ -44,7 +44,9 @@ async def play(url: str, plan: BotPlan, on_frame: OnFrame | None = None) -> BotR
     except TimeoutError:
         raise BotError(f"{url} did not answer within {ANSWER_S:.0f} seconds") from None
     except OSError as error:
-        raise BotError(f"cannot connect to {url}: {error.strerror or error}") from None
+        refused = isinstance(error, ConnectionRefusedError) or "Multiple exceptions" in str(error)  # one an address
+        why = "nothing answers there" if refused else error.strerror or str(error)
+        raise BotError(f"cannot connect to {url}: {why}") from None
     try:
         return await Player(socket, plan, on_frame).play()
     except ConnectionClosed as closed:
