@@ -19,7 +19,9 @@ class Denoiser:
         self.cfg, self.dit, self.slab = cfg, dit, slab
         schedule = cfg.schedule
         device = slab.x.device
-        self.e, self.e0 = dit.times(torch.tensor([*schedule.timesteps, 0.0], dtype=torch.float64, device=device))
+        times = torch.tensor([*schedule.timesteps, 0.0], dtype=torch.float64, device=device)
+        # One timestep at a time: a linear of one row takes another backend than one of several.
+        self.e, self.e0 = (torch.cat(t) for t in zip(*map(dit.time, times.split(1)), strict=True))
         self.sigma = torch.tensor([*schedule.sigmas, 0.0], device=device).view(-1, 1, 1, 1, 1)
         # The level the next step starts from; the last step's is 0: its x0 is kept as it is.
         self.next_sigma = torch.tensor([*schedule.renoise_sigmas[1:], 0.0, 0.0], device=device).view(-1, 1, 1, 1, 1)

@@ -147,6 +147,7 @@ class DiffusionWorld:
         newest = start.image[:, 0] if row.chunk_index == 0 else self.slab.x[row.slot, :, -1]
         turns = row.poses[0, :3, :3].T.astype(np.float64) @ row.poses[1:, :3, :3].astype(np.float64)
         intrinsics = torch.from_numpy(start.intrinsics).to(self.device)
+        newest = newest.expand(frames, -1, -1, -1)
         return warp_condition(newest, torch.from_numpy(turns.astype(np.float32)).to(self.device), intrinsics)
 
     def _decode(self, rows: Sequence[Row]) -> list[Picture]:

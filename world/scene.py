@@ -34,18 +34,19 @@ def first_frame_condition(latents: Tensor, first_frame: int, frames: int) -> Ten
     return torch.cat([mask, picked])
 
 
-def warp_condition(latent: Tensor, turns: Tensor, intrinsics: Tensor) -> Tensor:
-    """y [20, f, h, w] from the newest latent [16, h, w], the rotations [f, 3, 3] from each new camera to its camera,
-    and intrinsics [4] in pixels: every cell takes what the old view holds in its direction (bilinear)."""
-    h, w = latent.shape[1:]
+def warp_condition(latents: Tensor, turns: Tensor, intrinsics: Tensor) -> Tensor:
+    """y [20, f, h, w] of f frames from the latent each is seen from [f, 16, h, w], the rotation [f, 3, 3] from the new
+    camera to that latent's, and intrinsics [4] in pixels: every cell takes what the old view holds in its direction
+    (bilinear)."""
+    h, w = latents.shape[-2:]
     fx, fy, cx, cy = (intrinsics / SPATIAL_STRIDE).unbind()
-    u = torch.arange(w, dtype=torch.float32, device=latent.device) + 0.5
-    v = torch.arange(h, dtype=torch.float32, device=latent.device)[:, None] + 0.5
+    u = torch.arange(w, dtype=torch.float32, device=latents.device) + 0.5
+    v = torch.arange(h, dtype=torch.float32, device=latents.device)[:, None] + 0.5
     x, y = ((u - cx) / fx).expand(h, w), ((v - cy) / fy).expand(h, w)
     r = turns[:, :, :, None, None]
     x, y, z = (r[:, i, 0] * x + r[:, i, 1] * y + r[:, i, 2] for i in range(3))  # [f, h, w] in the old camera
     ahead = z.clamp(min=1e-3)
     grid = torch.stack([2 * (fx * x / ahead + cx) / w - 1, 2 * (fy * y / ahead + cy) / h - 1], dim=-1)
-    known = ((grid.abs() <= 1).all(-1) & (z > 1e-3)).to(latent.dtype)  # [f, h, w]
-    turned = F.grid_sample(latent.expand(len(turns), -1, -1, -1), grid, padding_mode="border", align_corners=False)
+    known = ((grid.abs() <= 1).all(-1) & (z > 1e-3)).to(latents.dtype)  # [f, h, w]
+    turned = F.grid_sample(latents, grid, padding_mode="border", align_corners=False)
     return torch.cat([known[:, None].expand(-1, MASK_CHANNELS, -1, -1), turned * known[:, None]], dim=1).transpose(0, 1)

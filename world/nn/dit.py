@@ -183,15 +183,13 @@ class CausalDiT(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.blocks[0].ffn[0].weight.dtype
 
-    def times(self, timesteps: Tensor) -> Pair:
-        """[K] -> e [K, C], e0 [K, 6, C] float32. One timestep at a time, so that its bits do not depend on K."""
+    def time(self, timesteps: Tensor) -> Pair:
+        """[K] -> e [K, C], e0 [K, 6, C] float32."""
         half = self.cfg.freq_dim // 2
         frequency = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=timesteps.device) / half)
         angle = timesteps.double()[:, None] * frequency
-        waves = torch.cat([angle.cos(), angle.sin()], dim=-1).float()
-        e = torch.cat([mlp(self.time_embedding, wave) for wave in waves.split(1)])
-        e0 = torch.cat([self.time_projection(row) for row in e.split(1)])
-        return e, e0.unflatten(-1, (6, -1))
+        e = mlp(self.time_embedding, torch.cat([angle.cos(), angle.sin()], dim=-1).float())
+        return e, self.time_projection(e).unflatten(-1, (6, -1))
 
     def text(self, rows: Tensor) -> list[Pair]:
         """Encoded prompt [B, n, text_dim], n <= text_len -> K, V [B, text_len, N, d] of every block's cross-attention.

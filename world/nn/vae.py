@@ -27,7 +27,8 @@ class VAEConfig:
     dim: int = 96
     z_dim: int = 16
     multipliers: tuple[int, ...] = (1, 2, 4, 4)
-    num_res_blocks: int = 2  # a level; the decoder has one more
+    encoder_blocks: int = 2  # residual blocks a level
+    decoder_blocks: int = 3
     temporal_down: tuple[bool, ...] = (False, True, True)
     mean: tuple[float, ...] = LATENT_MEAN
     std: tuple[float, ...] = LATENT_STD
@@ -168,7 +169,7 @@ class Encoder(nn.Module):
         self.conv1 = CausalConv(3, dims[0])
         layers: list[nn.Module] = []
         for i, (c_in, c_out) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
-            layers += [Residual(c_in if j == 0 else c_out, c_out) for j in range(cfg.num_res_blocks)]
+            layers += [Residual(c_in if j == 0 else c_out, c_out) for j in range(cfg.encoder_blocks)]
             if i < len(cfg.temporal_down):
                 layers.append(Down(c_out, cfg.temporal_down[i]))
         self.downsamples = nn.Sequential(*layers)
@@ -192,7 +193,7 @@ class Decoder(nn.Module):
         layers: list[nn.Module] = []
         for i, (c_in, c_out) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
             c_in = c_in // 2 if i > 0 else c_in  # the Up before it halved them
-            layers += [Residual(c_in if j == 0 else c_out, c_out) for j in range(cfg.num_res_blocks + 1)]
+            layers += [Residual(c_in if j == 0 else c_out, c_out) for j in range(cfg.decoder_blocks)]
             if i < len(cfg.temporal_down):
                 layers.append(Up(c_out, cfg.temporal_down[::-1][i]))
         self.upsamples = nn.Sequential(*layers)

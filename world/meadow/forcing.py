@@ -1,0 +1,134 @@
+"""Training the student: every frame of a clip at once, each noisy frame seeing a history of others.
+
+The DiT runs two rows a frame: one that carries the history (t = 0, what a commit leaves in the ring) and one that
+denoises. Self-attention goes through `Windows`, which shows each row just what the ring would hold when serving.
+The history is the clip itself with noise on it (teacher forcing), or what the student made of it (its own rollout).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from world import camera
+from world.config import WorldConfig
+from world.meadow.teacher import default_intrinsics
+from world.nn.dit import CausalDiT, Pair
+from world.nn.rope import rotations
+from world.nn.text import ByteTextEncoder
+from world.scene import warp_condition
+
+SCALE = 0.2  # pose units that count as 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """C clips of m latent frames."""
+
+    latents: Tensor  # float32 [C, m, 16, h, w], normalised
+    poses: Tensor  # float32 [C, m, 4, 4]
+    prompt_ids: Tensor  # int64 [C, rows]
+
+
+class Windows:
+    """A `Memory` for 2 C m rows, all histories first: row i sees the sink, the frames before it in the window, itself."""
+
+    def __init__(self, cfg: WorldConfig, clips: int, frames: int, device: torch.device):
+        recent, sink = cfg.window_frames - cfg.sink_frames, cfg.sink_frames
+        index = torch.arange(frames, device=device)
+        past = index[:, None] - torch.arange(recent - 1, 0, -1, device=device)  # [m, recent - 1]
+        self.past = past.clamp(min=0)
+        tokens = cfg.geometry.frame_tokens
+        seen = torch.cat(
+            [
+                torch.arange(sink, device=device)[None] < index[:, None],
+                past >= sink,
+                torch.ones(frames, 1, dtype=torch.bool, device=device),
+            ],
+            dim=1,
+        )  # [m, window]
+        self.mask = seen.repeat_interleave(tokens, 1).repeat(2 * clips, 1)[:, None, None]  # [2 C m, 1, 1, S]
+        self.shape, self.sink = (2, clips, frames), sink
+        self.k: Tensor | None = None
+        self.v: Tensor | None = None
+
+    def _window(self, x: Tensor) -> Tensor:
+        """[2 C m, L, N, d] -> what every row sees [2 C m, window * L, N, d]."""
+        x = x.unflatten(0, self.shape)  # [2, C, m, L, N, d]
+        history = x[0]
+        past = history[:, self.past].expand(2, -1, -1, -1, -1, -1, -1)  # [2, C, m, recent - 1, L, N, d]
+        sink = history[:, None, : self.sink].expand(2, -1, x.shape[2], -1, -1, -1, -1)
+        return torch.cat([sink, past, x[:, :, :, None]], dim=3).flatten(3, 4).flatten(0, 2)
+
+    def write(self, layer_index: int, k: Tensor, v: Tensor) -> None:
+        self.k, self.v = self._window(k), self._window(v)
+
+    def read(self, layer_index: int, q: Tensor) -> Tensor:
+        assert self.k is not None and self.v is not None
+        k, v = self.k.transpose(1, 2), self.v.transpose(1, 2)
+        return F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=self.mask).transpose(1, 2)
+
+
+def turns(poses: Tensor) -> Tensor:
+    """Rotations [C, m, 3, 3] from each frame's camera to the one before; the first is the identity."""
+    r = poses[..., :3, :3].double()
+    before = torch.cat([r[:, :1], r[:, :-1]], dim=1)
+    return (before.transpose(-1, -2) @ r).float()
+
+
+def control(poses: Tensor, height: int, width: int, device: torch.device) -> Tensor:
+    """Poses [C, m, 4, 4] -> control channels a frame [C m, 384, 1, h, w]."""
+    relative = torch.stack(
+        [torch.from_numpy(camera.relative_live(torch.cat([p[:1], p]).cpu().numpy(), SCALE)) for p in poses]
+    ).to(device)
+    intrinsics = default_intrinsics(width, height).to(device).expand(len(poses), 4)
+    return camera.rays(relative, intrinsics, height, width).transpose(1, 2).flatten(0, 1)[:, :, None]
+
+
+def condition(history: Tensor, poses: Tensor, width: int, height: int) -> Tensor:
+    """The warp condition a frame [C m, 20, 1, h, w], from a history [C, m, 16, h, w]; frame 0 is given its own latent."""
+    before = torch.cat([history[:, :1], history[:, :-1]], dim=1).flatten(0, 1)
+    intrinsics = default_intrinsics(width, height).to(history.device)
+    return warp_condition(before, turns(poses).flatten(0, 1), intrinsics).transpose(0, 1)[:, :, None]
+
+
+def flow_loss(
+    cfg: WorldConfig, dit: CausalDiT, text: ByteTextEncoder, batch: Batch, history: Tensor, sigma: Tensor, noise: Tensor,
+    start_frame: Tensor,
+) -> Tensor:  # fmt: skip
+    """Mean squared error of the flow n - x0 a frame, [C, m].
+
+    history [C, m, 16, h, w] is what the ring was given, sigma [C, m], noise like the latents, and start_frame int64
+    [C] moves all frames but the sink to a later place in the stream, so that no distance to the sink is a stranger.
+    """
+    clips, frames = batch.latents.shape[:2]
+    geometry, device = cfg.geometry, batch.latents.device
+    size = geometry.width, geometry.height
+    y = condition(history, batch.poses.to(device), *size)
+    level = sigma[..., None, None, None]
+    x = torch.cat([history, (1 - level) * batch.latents + level * noise]).flatten(0, 1)[:, :, None]
+    x = torch.cat([x, y.repeat(2, 1, 1, 1, 1)], dim=1)
+    e, e0 = dit.time(torch.cat([torch.zeros_like(sigma), 1000 * sigma]).flatten())
+    index = torch.arange(frames, device=device)
+    first = torch.where(index < cfg.sink_frames, index, index + start_frame[:, None]).flatten().repeat(2)
+    grid = 1, geometry.latent_height // 2, geometry.latent_width // 2
+    cameras = [twice(pair) for pair in dit.camera(control(batch.poses, geometry.height, geometry.width, device))]
+    texts = [spread(pair, clips, frames) for pair in dit.text(text(batch.prompt_ids))]
+    turn = rotations(first, *grid, cfg.dit.head_dim)
+    # The memory wants histories first, the DiT computes outputs for the first rows: everything is computed here.
+    flow = dit(x, e, e0, cameras, texts, turn, Windows(cfg, clips, frames, device), x.shape[0])
+    flow = flow[clips * frames :, :, 0].unflatten(0, (clips, frames))
+    return (flow.float() - (noise - batch.latents)).square().mean((2, 3, 4))
+
+
+def twice(pair: Pair) -> Pair:
+    return pair[0].repeat(2, 1, 1), pair[1].repeat(2, 1, 1)
+
+
+def spread(pair: Pair, clips: int, frames: int) -> Pair:
+    """A clip's text K and V [C, n, N, d] for each of its rows [2 C m, n, N, d]."""
+    k, v = (t[None, :, None].expand(2, clips, frames, -1, -1, -1).flatten(0, 2) for t in pair)
+    return k, v
