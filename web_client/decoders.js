@@ -2,6 +2,7 @@
 
 import { codecString } from './h264.js';
 
+const JPEG = 'You get JPEG pictures, which need a faster network.';
 const BASELINE = 'avc1.42e01f'; // what any H.264 decoder can do
 
 // {codecs, why}: what to offer the server, preferred first, and a sentence where H.264 is not among them.
@@ -11,15 +12,15 @@ export async function offer(forced) {
     return {
       codecs: ['jpeg'],
       why: 'This page did not come over https or from localhost, so the browser keeps its video decoder to itself. '
-        + 'You get JPEG pictures, which need a faster network.',
+        + JPEG,
     };
   }
   if (!('VideoDecoder' in globalThis)) {
-    return { codecs: ['jpeg'], why: 'This browser has no WebCodecs. You get JPEG pictures, which need a faster network.' };
+    return { codecs: ['jpeg'], why: `This browser has no WebCodecs. ${JPEG}` };
   }
   const { supported } = await VideoDecoder.isConfigSupported({ codec: BASELINE });
   if (!supported) {
-    return { codecs: ['jpeg'], why: 'This browser cannot decode H.264. You get JPEG pictures, which need a faster network.' };
+    return { codecs: ['jpeg'], why: `This browser cannot decode H.264. ${JPEG}` };
   }
   return { codecs: ['h264', 'jpeg'], why: null };
 }

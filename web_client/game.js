@@ -113,8 +113,9 @@ export class Game {
 
   // Every card's main button: ask now, try now, play here instead, play again.
   again() {
-    if (this.state === 'ended') this.enter({ ...this.choice, token: undefined, seed: this.lastSeed ?? this.choice.seed });
-    else if (this.connection) {
+    if (this.state === 'ended') {
+      this.enter({ ...this.choice, token: undefined, seed: this.lastSeed ?? this.choice.seed });
+    } else if (this.connection) {
       this.to('connecting');
       this.connect();
     } else this.enter(this.choice);

@@ -30,8 +30,8 @@ export class Health {
     const skips = this.skips.values.reduce((sum, count) => sum + count, 0);
     const lowered = this.bitrate > 0 && this.bitrate < this.bestKbps * LOWERED;
     if (skips || lowered) {
-      const measures = [lowered && `picture at ${this.bitrate} kbit/s`, skips && `${skips} frames skipped`].filter(Boolean);
-      badges.push({ id: 'slow', text: `Slow network: ${measures.join(', ')}` });
+      const measures = [lowered && `picture at ${this.bitrate} kbit/s`, skips && `${skips} frames skipped`];
+      badges.push({ id: 'slow', text: `Slow network: ${measures.filter(Boolean).join(', ')}` });
     }
     return badges;
   }

@@ -6,7 +6,7 @@ const $ = (id) => document.getElementById(id);
 const HISTORY = 60; // seconds of sparkline
 const SKILL_MS = 10_000; // of held keys until their picture fades
 const TOAST_MS = 4000;
-const whole = (value) => (value === null || value === undefined || Number.isNaN(value) ? '–' : String(Math.round(value)));
+const whole = (value) => (Number.isFinite(value) ? String(Math.round(value)) : '–');
 
 const METERS = [ // key of the snapshot, label, unit
   ['fps', 'Frames shown', 'fps'], ['control_to_picture_ms', 'Control to picture', 'ms'], ['chunk_ms', 'Chunk', 'ms'],
@@ -58,8 +58,10 @@ export class Hud {
       const term = Object.assign(document.createElement('dt'), { textContent: label });
       const fact = document.createElement('dd');
       if (copyable) {
-        const button = Object.assign(document.createElement('button'), { type: 'button', textContent: value, title: 'Copy' });
-        button.addEventListener('click', () => copy(value).then(() => this.toast(`${label} copied`), () => select(button)));
+        const button = document.createElement('button');
+        Object.assign(button, { type: 'button', textContent: value, title: 'Copy' });
+        const copied = () => this.toast(`${label} copied`);
+        button.addEventListener('click', () => copy(value).then(copied, () => select(button)));
         fact.append(button);
       } else fact.textContent = value;
       return [term, fact];
@@ -70,7 +72,8 @@ export class Hud {
     $('pill-fps').textContent = whole(fps);
     $('pill-ms').textContent = whole(ms);
     $('pill').dataset.mood = mood;
-    $('pill').setAttribute('aria-label', `${whole(fps)} frames a second, ${whole(ms)} milliseconds from control to picture. Numbers`);
+    const spoken = `${whole(fps)} frames a second, ${whole(ms)} milliseconds from control to picture. Numbers`;
+    $('pill').setAttribute('aria-label', spoken);
   }
 
   // [{id, text}] of what is not as it should be.

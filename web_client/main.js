@@ -25,7 +25,10 @@ const hud = new Hud();
 const card = new Card({ primary: cardPrimary, secondary: () => game.leave('start') });
 const start = new StartScreen(asked, { play: (choice) => game.enter(choice), again: () => game.enter(session()) });
 const menu = new Menu(settings, {
-  closed: () => { steer(); if (game.state === 'playing' && matchMedia('(pointer: fine)').matches) input.lock(); },
+  closed: () => {
+    steer();
+    if (game.state === 'playing' && matchMedia('(pointer: fine)').matches) input.lock();
+  },
   changed: () => {
     saveSettings(localStorage, settings);
     screen.setMode(settings.scaling);

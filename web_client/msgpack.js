@@ -20,7 +20,8 @@ function write(value, out) {
   else if (value === false) out.push(0xc2);
   else if (value === true) out.push(0xc3);
   else if (value instanceof Real) writeView(0xcb, 8, (view) => view.setFloat64(0, value.value), out);
-  else if (typeof value === 'number') Number.isSafeInteger(value) ? writeInteger(value, out) : write(new Real(value), out);
+  else if (Number.isSafeInteger(value)) writeInteger(value, out);
+  else if (typeof value === 'number') write(new Real(value), out);
   else if (typeof value === 'string') {
     const bytes = utf8.encode(value);
     writeLength(bytes.length, [[32, 0xa0], [0x100, 0xd9, 1], [0x10000, 0xda, 2], [2 ** 32, 0xdb, 4]], out);

@@ -1,4 +1,5 @@
-// When each frame is shown. Frames arrive a chunk at a time; the clock spreads them evenly, and shifts rather than hurries.
+// When each frame is shown. Frames arrive a chunk at a time; the clock spreads them evenly, and shifts rather than
+// hurries.
 
 import { Series, quantile } from './series.js';
 

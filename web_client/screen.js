@@ -1,4 +1,4 @@
-// The picture, letterboxed over the whole page and scaled well: a small picture deserves better than the browser's blur.
+// The picture, letterboxed over the whole page and scaled well: a small one deserves better than the browser's blur.
 
 import { FRAGMENT, VERTEX } from './shaders.js';
 

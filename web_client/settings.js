@@ -8,7 +8,9 @@ export function loadSettings(storage, asked = {}) {
   let kept = {};
   try { kept = JSON.parse(storage.getItem(KEY)) ?? {}; } catch { /* private mode, or not ours */ }
   const settings = { ...DEFAULTS };
-  for (const [name, value] of Object.entries(DEFAULTS)) if (typeof kept[name] === typeof value) settings[name] = kept[name];
+  for (const [name, value] of Object.entries(DEFAULTS)) {
+    if (typeof kept[name] === typeof value) settings[name] = kept[name];
+  }
   if (QUALITIES.includes(asked.quality)) settings.quality = asked.quality;
   return settings;
 }

@@ -36,16 +36,16 @@ export class StartScreen {
   show(world) {
     const text = $('house-text');
     const bar = $('house-progress');
-    document.body.dataset.house = !world ? 'gone' : !world.ready ? 'warming' : world.players < world.capacity ? 'open' : 'full';
+    const full = world && world.players >= world.capacity;
+    document.body.dataset.house = !world ? 'gone' : !world.ready ? 'warming' : full ? 'full' : 'open';
     bar.hidden = !world || world.ready;
     if (!world) text.textContent = 'The server does not answer';
     else if (!world.ready) {
       text.textContent = `Waking up: ${world.progress?.stage ?? 'starting'}`;
       bar.value = world.progress?.share ?? 0;
     } else {
-      const free = world.capacity - world.players;
       text.textContent = `${world.players} of ${world.capacity} in`
-        + (free === 0 ? ', every place taken' : world.players === 0 ? ', be the first' : '');
+        + (full ? ', every place taken' : world.players === 0 ? ', be the first' : '');
     }
     if (world?.scenes?.length) this.gallery(world.scenes);
   }
@@ -65,7 +65,7 @@ export class StartScreen {
   tile({ id, title, prompt, thumbnail }) {
     const label = document.createElement('label');
     const input = Object.assign(document.createElement('input'), { type: 'radio', name: 'scene', value: id });
-    const image = Object.assign(document.createElement('img'), { src: thumbnail, alt: '', loading: 'lazy', draggable: false });
+    const image = Object.assign(document.createElement('img'), { src: thumbnail, alt: '', draggable: false });
     const name = Object.assign(document.createElement('span'), { textContent: title });
     label.title = prompt;
     label.append(input, image, name);

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-import mimetypes
+import base64
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from gameserver import protocol
 from gameserver.encoder import Encoder, H264Encoder, JpegEncoder, encode_still
-from world.pattern import DEFAULT_GEOMETRY, Reading, draw_pattern, prompt_mark
+from world.pattern import DEFAULT_GEOMETRY, Reading, draw_pattern, prompt_mark, read_pattern
 
 CLIENT = Path(__file__).parents[2] / "web_client"
 ARGUMENTS = [
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--host-resolver-rules=MAP manyworlds.test 127.0.0.1",  # a name that is no secure context
 ]  # fmt: skip
-ORIGIN = "http://localhost:4711"  # answered by the browser's interception: nothing listens there
-INSECURE_ORIGIN = "http://manyworlds.test"
+
+LOOK = """() => {
+  const canvas = document.getElementById('picture');
+  const copy = new OffscreenCanvas(224, 128).getContext('2d');
+  copy.drawImage(canvas, 0, 0, 224, 128);
+  const { painted, stats, session } = window.manyworlds;
+  const pixels = Array.from(copy.getImageData(0, 0, 224, 128).data, (byte) => String.fromCharCode(byte)).join('');
+  return { painted, stats, session, pixels: btoa(pixels) };
+}"""
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +49,41 @@ def browser() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
         yield browser
         browser.close()
+
+
+class PageFiles(SimpleHTTPRequestHandler):
+    """The client's files under the strictest policy they promise to live with."""
+
+    extensions_map: ClassVar = {
+        ".js": "text/javascript",
+        ".css": "text/css",
+        ".svg": "image/svg+xml",
+        ".html": "text/html",
+    }
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args, directory=str(CLIENT))
+
+    def end_headers(self) -> None:
+        self.send_header("Content-Security-Policy", "default-src 'self'")
+        super().end_headers()
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def site() -> Iterator[int]:
+    """A port of this machine that has the page's files and nothing else."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), PageFiles)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server.server_port
+    server.shutdown()
+    thread.join()
+    server.server_close()
 
 
 @pytest.fixture
@@ -122,7 +168,7 @@ class Line:
 class Stage:
     """A page of the client whose server is the test: `world` is /world.json, `on_hello` the welcome."""
 
-    def __init__(self, page: Any, origin: str = ORIGIN) -> None:
+    def __init__(self, page: Any, origin: str) -> None:
         self.page, self.origin = page, origin
         self.lines: list[Line] = []
         self.on_hello: Callable[[Line, protocol.Hello], None] = lambda line, hello: line.welcome(codec=hello.codecs[0])
@@ -135,7 +181,10 @@ class Stage:
             ],
         }  # fmt: skip
         self.thumbnail = encode_still(np.full((128, 224, 3), (70, 110, 90), np.uint8))
-        page.route("**/*", self._answer)
+        page.route(
+            "**/world.json", lambda route: route.abort() if self.world is None else route.fulfill(json=self.world)
+        )
+        page.route("**/scenes/*", lambda route: route.fulfill(body=self.thumbnail, content_type="image/jpeg"))
         page.route_web_socket("**/play", lambda route: self.lines.append(Line(route, self)))
 
     def open(self, query: str = "") -> Any:
@@ -158,29 +207,26 @@ class Stage:
             self.page.evaluate("() => new Promise(requestAnimationFrame)")
         pytest.fail("it did not come")
 
-    def _answer(self, route: Any) -> None:
-        path = route.request.url.removeprefix(self.origin).split("?")[0].lstrip("/") or "index.html"
-        if path == "world.json":
-            if self.world is None:
-                route.abort()
-            else:
-                route.fulfill(json=self.world)
-        elif path.startswith("scenes/"):
-            route.fulfill(body=self.thumbnail, content_type="image/jpeg")
-        elif (CLIENT / path).is_file():
-            kind = "text/javascript" if path.endswith(".js") else mimetypes.guess_type(path)[0]
-            policy = {"Content-Security-Policy": "default-src 'self'"}
-            route.fulfill(path=CLIENT / path, content_type=kind or "text/plain", headers=policy)
-        else:
-            route.fulfill(status=404, body="")
-
 
 @pytest.fixture
-def stage(new_page: Callable[..., Any]) -> Callable[..., Stage]:
+def stage(new_page: Callable[..., Any], site: int) -> Callable[..., Stage]:
     def build(width: int = 1280, height: int = 800, secure: bool = True, **options: Any) -> Stage:
-        return Stage(new_page(width, height, **options), ORIGIN if secure else INSECURE_ORIGIN)
+        host = "localhost" if secure else "manyworlds.test"
+        return Stage(new_page(width, height, **options), f"http://{host}:{site}")
 
     return build
+
+
+@pytest.fixture(scope="session")
+def look() -> Callable[[Any], tuple[dict[str, Any], Reading, NDArray[np.uint8]]]:
+    """What a page says at one moment, and what its canvas shows at the same one: its reading and [128, 224, 3]."""
+
+    def see(page: Any) -> tuple[dict[str, Any], Reading, NDArray[np.uint8]]:
+        seen = page.evaluate(LOOK)
+        picture = np.frombuffer(base64.b64decode(seen.pop("pixels")), np.uint8).reshape(128, 224, 4)[:, :, :3]
+        return seen, read_pattern(picture), picture
+
+    return see
 
 
 def encode_stream(encoder: Encoder, frames: int) -> list[Any]:

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from gameserver.protocol import ERRORS, decode_client
 
-CLIENT = Path(__file__).parents[2] / "web_client"
 VECTORS = Path(__file__).parents[1] / "vectors"
 
 JAVASCRIPT = """
@@ -40,20 +39,14 @@ CALL = """async ([modules, body, input]) => {
 
 
 @pytest.fixture(scope="module")
-def run(browser: Any) -> Iterator[Callable[..., Any]]:
+def run(browser: Any, site: int) -> Iterator[Callable[..., Any]]:
     """Runs a JavaScript body with `input` and what the named modules export; what it returns comes back."""
     context = browser.new_context()
     page = context.new_page()
-    page.route("**/*", _serve)
-    page.goto("http://localhost:4711/")
+    page.route("**/", lambda route: route.fulfill(body="<!doctype html>", content_type="text/html"))
+    page.goto(f"http://localhost:{site}/")
     yield lambda modules, body, given=None: page.evaluate(CALL, [modules.split(), JAVASCRIPT + body, given])
     context.close()
-
-
-def _serve(route: Any) -> None:
-    name = route.request.url.rpartition("/")[2]
-    body = (CLIENT / name).read_bytes() if name else b"<!doctype html>"
-    route.fulfill(body=body, content_type="text/javascript" if name else "text/html")
 
 
 def vectors(name: str) -> list[dict[str, Any]]:
@@ -95,7 +88,7 @@ json_like = st.recursive(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(json_like, max_size=20))
 def test_both_languages_mean_the_same(run: Callable[..., Any], values: list[Any]) -> None:
     values = [value for value in values if "__proto__" not in repr(value)]
@@ -164,7 +157,7 @@ def test_a_late_chunk_shifts_the_clock_and_nothing_hurries_after_it(run: Callabl
     assert all(b - a == 62.5 for i, (a, b) in enumerate(pairwise(due[1:]), 2) if i != late)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.floats(0, 400), min_size=30, max_size=30))
 def test_pacing_never_goes_back_or_hurries(run: Callable[..., Any], lateness: list[float]) -> None:
     frames = arrivals(30, late_ms=lambda chunk: lateness[chunk])

@@ -15,15 +15,9 @@ from numpy.typing import NDArray
 from gameserver.app import App, running
 from gameserver.door import Settings
 from world.chunk import Report
-from world.pattern import PatternWorld, Reading, prompt_mark, read_pattern
+from world.pattern import PatternWorld, Reading, prompt_mark
 
-LOOK = """() => {
-  const canvas = document.getElementById('picture');
-  const copy = new OffscreenCanvas(224, 128).getContext('2d');
-  copy.drawImage(canvas, 0, 0, 224, 128);
-  const { painted, stats, session } = window.manyworlds;
-  return { painted, stats, session, pixels: [...copy.getImageData(0, 0, 224, 128).data] };
-}"""
+Look = Callable[[Any], tuple[dict[str, Any], Reading, NDArray[np.uint8]]]
 
 
 class House:
@@ -96,13 +90,6 @@ def play(page: Any, house: House, query: str = "?play=1") -> None:
     wait(page, "m.state === 'playing' && m.painted.frame >= 4")
 
 
-def look(page: Any) -> tuple[dict[str, Any], Reading, NDArray[np.uint8]]:
-    """What the page says at one moment, and what its canvas shows at the same one: [128, 224, 3]."""
-    seen = page.evaluate(LOOK)
-    picture = np.array(seen.pop("pixels"), np.uint8).reshape(128, 224, 4)[:, :, :3]
-    return seen, read_pattern(picture), picture
-
-
 def column_of(picture: NDArray[np.uint8], bearing_deg: float) -> int:
     """The column of the panorama whose hue says that it looks that way."""
     red, green, blue = picture[80:112].mean(axis=0).T  # [224] each
@@ -111,7 +98,7 @@ def column_of(picture: NDArray[np.uint8], bearing_deg: float) -> int:
     return int(np.argmin(np.abs((bearing - bearing_deg + 180) % 360 - 180)))
 
 
-def test_the_canvas_shows_what_was_generated(new_page: Callable[..., Any], house: House) -> None:
+def test_the_canvas_shows_what_was_generated(new_page: Callable[..., Any], look: Look, house: House) -> None:
     page = new_page(448, 256)
     play(page, house, "?play=1&scene=east&seed=77&prompt=snow")
     first, reading, _ = look(page)
@@ -123,7 +110,7 @@ def test_the_canvas_shows_what_was_generated(new_page: Callable[..., Any], house
     assert reading.frame_index == second["painted"]["frame"]
 
 
-def test_turning_left_moves_the_picture_right(new_page: Callable[..., Any], house: House) -> None:
+def test_turning_left_moves_the_picture_right(new_page: Callable[..., Any], look: Look, house: House) -> None:
     page = new_page()
     play(page, house)
     _, before, still = look(page)
@@ -156,7 +143,7 @@ def test_the_numbers_are_live(new_page: Callable[..., Any], house: House) -> Non
     assert int(page.locator("#pill-fps").inner_text()) > 0
 
 
-def test_jpeg_plays_too(new_page: Callable[..., Any], house: House) -> None:
+def test_jpeg_plays_too(new_page: Callable[..., Any], look: Look, house: House) -> None:
     page = new_page()
     play(page, house, "?play=1&codec=jpeg")
     seen, reading, _ = look(page)
@@ -164,7 +151,7 @@ def test_jpeg_plays_too(new_page: Callable[..., Any], house: House) -> None:
     assert "JPEG" in page.evaluate("window.manyworlds.decoder")
 
 
-def test_a_prompt_takes_hold_in_the_picture(new_page: Callable[..., Any], house: House) -> None:
+def test_a_prompt_takes_hold_in_the_picture(new_page: Callable[..., Any], look: Look, house: House) -> None:
     page = new_page()
     play(page, house)
     page.keyboard.press("Enter")
@@ -177,7 +164,7 @@ def test_a_prompt_takes_hold_in_the_picture(new_page: Callable[..., Any], house:
 
 
 def test_a_killed_server_is_waited_for_and_played_again(
-    new_page: Callable[..., Any], build: Callable[..., House]
+    new_page: Callable[..., Any], look: Look, build: Callable[..., House]
 ) -> None:
     page = new_page()
     first = build()
@@ -196,7 +183,7 @@ def test_a_killed_server_is_waited_for_and_played_again(
     wait(page, "m.state === 'going_down'")
 
 
-def test_another_tab_takes_the_session_over(new_page: Callable[..., Any], house: House) -> None:
+def test_another_tab_takes_the_session_over(new_page: Callable[..., Any], look: Look, house: House) -> None:
     page = new_page()
     play(page, house)
     kept = page.evaluate("sessionStorage.getItem('manyworlds.session')")
