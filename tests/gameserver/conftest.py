@@ -23,6 +23,8 @@ from gameserver.door import Settings
 from world.chunk import Report, Row, World
 from world.pattern import PatternWorld, Reading, read_pattern
 
+HEAR_S = 20.0  # far more than anything here needs
+
 RunningServer = Callable[..., AbstractAsyncContextManager[App]]
 
 
@@ -70,7 +72,7 @@ class Player:
         await self.socket.send(msgpack.packb({"type": kind, **fields}))
 
     async def hear(self) -> dict[str, Any]:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HEAR_S):
             message: dict[str, Any] = msgpack.unpackb(await self.socket.recv())
         if message["type"] == "frame":
             self.frames.append(message)
@@ -83,15 +85,17 @@ class Player:
 
     async def hear_until(self, kind: str, **fields: Any) -> dict[str, Any]:
         """The next message of a type whose fields have these values."""
-        while True:
-            message = await self.hear()
-            if message["type"] == kind and all(message[name] == value for name, value in fields.items()):
-                return message
+        async with asyncio.timeout(HEAR_S):
+            while True:
+                message = await self.hear()
+                if message["type"] == kind and all(message[name] == value for name, value in fields.items()):
+                    return message
 
     async def hear_frames(self, count: int) -> list[dict[str, Any]]:
         wanted = len(self.frames) + count
-        while len(self.frames) < wanted:
-            await self.hear()
+        async with asyncio.timeout(HEAR_S):  # stats go on coming where frames do not
+            while len(self.frames) < wanted:
+                await self.hear()
         return self.frames[-count:]
 
     async def steer(self, *axes: float) -> int:

@@ -50,9 +50,12 @@ def test_frames_are_those_that_were_painted_and_obey_the_player(running_server: 
 def test_players_at_different_places_share_forwards_and_one_leaving_changes_nothing(
     running_server: RunningServer,
 ) -> None:
+    def work(rows: Sequence[Row]) -> None:
+        time.sleep(0.015)  # the work of a model: four players one by one would need more than a chunk lasts
+
     async def scene() -> None:
         async with (
-            running_server(players=4, limits=RELAXED, on_step=lambda rows: None) as app,
+            running_server(players=4, limits=RELAXED, on_step=work) as app,
             asyncio.TaskGroup() as g,
         ):
             players: list[Player] = []
