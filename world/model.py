@@ -21,7 +21,9 @@ from world.picture import to_i420, to_video
 from world.sampler import noise
 from world.scene import encode_image, first_frame_condition, warp_condition
 from world.slab import Slab
-from world.text import TextEncoder
+from world.text import PromptCache, TextEncoder
+
+PROMPTS_KEPT = 256  # encoded prompts kept, oldest use evicted
 
 
 class DiffusionWorld:
@@ -43,6 +45,9 @@ class DiffusionWorld:
         self._num_slots = num_slots
         self._starts: dict[int, Start] = {}
         self._text_lock = threading.Lock()
+        self._prompts = PromptCache(PROMPTS_KEPT)
+        for slot in range(1, num_slots + 1):
+            self.slab.poison(slot)
 
     @property
     def name(self) -> str:
@@ -69,10 +74,26 @@ class DiffusionWorld:
         return self._scenes
 
     def prewarm(self, report: Report) -> None:
-        """Every batch size, at a first and a later chunk; the padding row's slot takes it."""
+        """Every number of rows, in a first and in a later chunk: begin, decode and commit."""
+        scene, f = self._scenes[0], self.geometry.chunk_frames
+        start = Start(0, self.encode_prompt(scene.prompt), self.prepare_image(scene.image), scene.intrinsics, scene.scale)
+        poses, keys = np.tile(np.eye(4, dtype=np.float32), (f + 1, 1, 1)), np.zeros((f, 4), np.float32)
+        sizes = range(1, min(self.num_slots, self.max_rows) + 1)
+        for slot in sizes:
+            self.open(slot, start)
+        for size in sizes:
+            report("warming up", (size - 1) / len(sizes))
+            for chunk_index in (0, 1):
+                for step in (0, self.num_steps - 1, self.num_steps):
+                    self.step([Row(slot, chunk_index, step, poses, keys) for slot in range(1, size + 1)])
+        for slot in sizes:
+            self.close(slot)
 
     @torch.inference_mode()
     def encode_prompt(self, text: str) -> Prompt:
+        return self._prompts.fetch(text, self._encode)
+
+    def _encode(self, text: str) -> Prompt:
         with self._text_lock:
             return Prompt(text, self.text_encoder.encode(text).to(self.device))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,15 +55,6 @@ def save(clips: Clips, path: Path) -> None:
 def load(path: Path) -> Clips:
     with safe_open(path, "pt") as file:
         return Clips(file.get_tensor("frames"), file.get_tensor("poses"), tuple(file.metadata()["prompts"].split("\n")))
-
-
-def batches(paths: list[Path], size: int, rng: np.random.Generator) -> Iterator[Clips]:
-    """Endless batches, shard after shard in a new order each round."""
-    while True:
-        for i in rng.permutation(len(paths)):
-            clips = load(paths[i])
-            for at in torch.from_numpy(rng.permutation(len(clips.prompts))).split(size):
-                yield Clips(clips.frames[at], clips.poses[at], tuple(clips.prompts[j] for j in at))
 
 
 def prompt_ids(prompts: tuple[str, ...], device: torch.device) -> Tensor:

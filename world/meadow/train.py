@@ -73,12 +73,16 @@ def vae(args: argparse.Namespace, device: torch.device) -> None:
     run = Run(args.dir / "vae.pt", modules, args.seconds, lr=1e-3)
     network = modules["vae"]
     rng = np.random.default_rng(run.step)
-    source = dataset.batches(shards(args.dir), 16, rng)
     window = TEMPORAL_STRIDE * 2 + 1
+    known: dict[Path, Tensor] = {}
     for share in run.steps():
-        batch = next(source).frames
-        at = int(rng.integers(batch.shape[1] - window + 1))
-        video = dataset.to_video(batch[:, at : at + window], device)
+        if run.step % 500 == 0:  # shards may still be arriving
+            known |= {path: dataset.load(path).frames.to(device) for path in shards(args.dir) if path not in known}
+            drawn = list(known.values())
+        frames = drawn[int(rng.integers(len(drawn)))]
+        at = int(rng.integers(frames.shape[1] - window + 1))
+        which = torch.from_numpy(rng.permutation(len(frames))[: args.batch // 2]).to(device)
+        video = dataset.to_video(frames[which, at : at + window], device)
         with autocast(device):
             head, caches = network.moments(video[:, :, :1], None, first=True)
             tail, _ = network.moments(video[:, :, 1:], caches, first=False)

@@ -1,0 +1,71 @@
+"""Which world a name means, and on what it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from world.checkpoint import VAE_FILE, dit_config, find_dit, read_config, vae_config
+from world.chunk import Report, World
+from world.config import WorldConfig
+from world.meadow.built_in import load_meadow
+from world.meadow.start_scenes import START_SCENES, draw_scene
+from world.model import DiffusionWorld
+from world.nn.dit import CausalDiT, keeps_float32
+from world.nn.vae import VideoVAE
+from world.pattern import PatternWorld
+from world.text import load_umt5
+from world.weights import load_into, load_pickle, load_tensors_into, read_shapes
+
+PUBLISHED_SCENES = 4  # start pictures drawn for a checkpoint, which comes with none
+
+
+def serving_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def serving_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it, float32 elsewhere: emulated, bfloat16 is 17 times slower."""
+    native = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def load_world(path: str | None, num_slots: int, report: Report) -> World:
+    """None: the built-in world. `pattern`: test pictures. Else the directory of a published checkpoint. WorldError says
+    in a sentence what is wrong with it."""
+    device = serving_device()
+    dtype = serving_dtype(device)
+    if path is None or path == "meadow":
+        return load_meadow(num_slots, device, dtype, report)
+    if path == "pattern":
+        return PatternWorld(num_slots=num_slots)
+    return load_published(Path(path), num_slots, device, dtype, report)
+
+
+def load_published(
+    checkpoint: Path, num_slots: int, device: torch.device, dtype: torch.dtype, report: Report
+) -> DiffusionWorld:
+    layout = find_dit(checkpoint)
+    stored = read_shapes(layout.dit)
+    vae_path = checkpoint / VAE_FILE
+    vae_tensors = load_pickle(vae_path)
+    cfg = WorldConfig(
+        name=layout.name,
+        geometry=layout.geometry,
+        dit=dit_config(stored, read_config(layout.dit), layout.dit),
+        vae=vae_config({key: tuple(t.shape) for key, t in vae_tensors.items()}, vae_path),
+        schedule=layout.schedule,
+        window_frames=layout.window_frames,
+        sink_frames=layout.sink_frames,
+    )
+    with torch.device("meta"):
+        dit, vae = CausalDiT(cfg.dit), VideoVAE(cfg.vae)
+    load_into(dit, stored, lambda key: torch.float32 if keeps_float32(key) else dtype, device, report)
+    load_tensors_into(vae, vae_path, vae_tensors, lambda key: dtype, device, report, "loading the VAE")
+    text = load_umt5(checkpoint, cfg.dit.text_len, dtype, device, report)
+    for module in (dit, vae):
+        module.eval().requires_grad_(False)
+    size = cfg.geometry.width, cfg.geometry.height
+    scenes = [draw_scene(start, *size) for start in START_SCENES[:PUBLISHED_SCENES]]
+    return DiffusionWorld(cfg, dit, vae, text, scenes, num_slots)

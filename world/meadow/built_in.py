@@ -1,0 +1,44 @@
+"""Loads the built-in world from the weights inside this package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from world.chunk import Report, WorldError
+from world.meadow.config import TEXT, meadow_config
+from world.meadow.start_scenes import START_SCENES, draw_scene
+from world.model import DiffusionWorld
+from world.nn.dit import CausalDiT, keeps_float32
+from world.nn.text import ByteTextEncoder
+from world.nn.vae import VideoVAE
+from world.text import ByteText
+from world.weights import load_tensors_into
+
+WEIGHTS = Path(__file__).parent / "world.safetensors"
+
+
+def load_meadow(num_slots: int, device: torch.device, dtype: torch.dtype, report: Report, weights: Path = WEIGHTS) -> DiffusionWorld:
+    try:
+        with safe_open(weights, "pt") as file:
+            statistics = json.loads(file.metadata()["statistics"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise WorldError(f"{weights} cannot be read as the built-in world ({error})") from error
+    cfg = meadow_config(tuple(statistics["mean"]), tuple(statistics["std"]))
+    with torch.device("meta"):
+        modules = {"dit": CausalDiT(cfg.dit), "vae": VideoVAE(cfg.vae), "text": ByteTextEncoder(TEXT)}
+    dtypes = {"dit": lambda key: torch.float32 if keeps_float32(key) else dtype, "vae": lambda key: dtype, "text": lambda key: torch.float32}
+    for name, module in modules.items():
+        own = {key: t for key, t in tensors.items() if key.startswith(f"{name}.")}
+        keys = {key: f"{name}.{key}" for key in module.state_dict()}
+        load_tensors_into(module, weights, own, dtypes[name], device, report, names=keys)
+        module.eval().requires_grad_(False)
+    scenes = []
+    for i, start in enumerate(START_SCENES):
+        report("drawing start pictures", i / len(START_SCENES))
+        scenes.append(draw_scene(start, cfg.geometry.width, cfg.geometry.height))
+    return DiffusionWorld(cfg, modules["dit"], modules["vae"], ByteText(modules["text"]), scenes, num_slots)
