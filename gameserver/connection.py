@@ -5,32 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-import numpy as np
-from numpy.typing import NDArray
 from websockets.exceptions import ConnectionClosed
 
-from gameserver.backpressure import Backpressure
 from gameserver.door import Door
-from gameserver.encoder import ENCODERS, Codec, Encoded, Encoder, choose_codec
+from gameserver.encoder import Codec, choose_codec
 from gameserver.lobby import Seat
 from gameserver.mailbox import Extend, Join, Presence, PromptChange, Slack, Steer
 from gameserver.notes import Frames, Refused
-from gameserver.pace import Pace
+from gameserver.outbox import Outbox
 from gameserver.protocol import (
     VERSION,
     Ack,
     Bye,
     Control,
-    Frame,
     Hello,
-    Message,
     Ping,
     Pong,
-    Prompted,
     ProtocolError,
     SetPrompt,
     WantKeyframe,
@@ -45,8 +38,6 @@ log = logging.getLogger(__name__)
 
 Work = Callable[[], Awaitable[None]]
 
-CHUNKS_WAITING = 2  # of this player, before encoding; the oldest goes first
-REPLIES_WAITING = 64
 LAST_WORDS_S = 1.0  # to send an error before the line is cut
 
 
@@ -60,24 +51,15 @@ class Connection:
         self._opened_s = self._loop.time()
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended = False
-        self._wake = asyncio.Event()  # the writer has something to do
-        self._replies: deque[Message] = deque(maxlen=REPLIES_WAITING)
-        self._chunks: deque[Frames] = deque()
-        self._prompted: Prompted | None = None  # to be said before the next frames
+        self._outbox = Outbox(socket, door.encoders, door.counts)
         self._prompt_wanted: str | None = None  # to be encoded after the one under way
         self._prompting = False
-        self._encoder: Encoder | None = None
-        self._backpressure: Backpressure | None = None
-        self._key_wanted = True
-        self._packet = 0
-        self._firsts: deque[tuple[int, int]] = deque(maxlen=64)  # (packet, chunk index) of each chunk's first packet
-        self._pace = Pace(self._loop.time())
 
     async def run(self) -> None:
         """Until either side ends it. Raises nothing."""
         self.door.counts.connections += 1
         self.socket.on_flood = lambda: self.end_soon(ProtocolError("too_fast", "too many frames a second"))
-        self._spawn(self._write)
+        self._spawn(self._outbox.write)
         self._spawn(self._watch)
         try:
             await self._guard(self._read)
@@ -90,13 +72,7 @@ class Connection:
     # What the door calls. None of these blocks.
 
     def deliver(self, frames: Frames) -> None:
-        self._pace.chunk(frames, self.door.world.geometry.fps)
-        if frames.chunk.prompt is not None:
-            self._prompted = Prompted(text=frames.chunk.prompt.text, chunk=frames.chunk.chunk_index)
-        self._chunks.append(frames)
-        while len(self._chunks) > CHUNKS_WAITING:
-            self._skipped(len(self._chunks.popleft().chunk.picture.frames))
-        self._wake.set()
+        self._outbox.put(frames, self.door.world.geometry.fps)
 
     def refuse(self, refused: Refused) -> None:
         error = ProtocolError(refused.code, refused.message)
@@ -132,7 +108,7 @@ class Connection:
             case Hello():
                 self._spawn(partial(self._enter, event))
             case Ping():
-                self._reply(Pong(t_ms=event.t_ms))
+                self._outbox.reply(Pong(t_ms=event.t_ms))
             case Bye():
                 if seat is not None:
                     self.door.release(seat)
@@ -149,20 +125,11 @@ class Connection:
                 if not self._prompting:
                     self._spawn(self._change_prompt)
             case WantKeyframe():
-                self._key_wanted = True
+                self._outbox.key_wanted = True
             case Ack():
-                self._acknowledge(event, seat)
-
-    def _acknowledge(self, ack: Ack, seat: Seat) -> None:
-        if self._backpressure is not None:
-            self._backpressure.acked(ack.packet, self._loop.time(), hidden=ack.hidden)
-        if ack.slack_ms is None:
-            return
-        chunk_index: int | None = None
-        while self._firsts and self._firsts[0][0] <= ack.packet:
-            chunk_index = self._firsts.popleft()[1]
-        if chunk_index is not None:
-            self.door.mailbox.put(Slack(seat.session_id, chunk_index, ack.slack_ms / 1000))
+                chunk_index = self._outbox.acked(event)
+                if event.slack_ms is not None and chunk_index is not None:
+                    self.door.mailbox.put(Slack(seat.session_id, chunk_index, event.slack_ms / 1000))
 
     # Coming in.
 
@@ -174,10 +141,9 @@ class Connection:
         resumed = seat is not None
         seat = await self._join(hello) if seat is None else self._resume(seat, hello)
         codec = choose_codec(hello.codecs)
-        self._encoder = ENCODERS[codec](door.world.geometry)
-        self._backpressure = Backpressure(self._encoder.ceiling_bps, door.world.geometry.fps, door.settings.limits)
         self.protocol.welcomed()
-        self._reply(self._welcome(seat, resumed, codec))
+        self._outbox.reply(self._welcome(seat, resumed, codec))
+        self._outbox.open(codec, door.world.geometry, door.settings.limits)
 
     def _resume(self, seat: Seat, hello: Hello) -> Seat:
         if hello.control != seat.control:
@@ -252,68 +218,9 @@ class Connection:
         finally:
             self._prompting = False
 
-    # Writing.
-
-    def _reply(self, message: Message) -> None:
-        self._replies.append(message)
-        self._wake.set()
-
     def _reply_error(self, error: ProtocolError) -> None:
         self.door.counts.errors[error.code] += 1
-        self._reply(error.to_message())
-
-    async def _write(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            await self._write_replies()
-            while self._chunks and self._backpressure is not None and self._encoder is not None:
-                await self._write_chunk(self._chunks.popleft(), self._backpressure, self._encoder)
-                await self._write_replies()
-
-    async def _write_replies(self) -> None:
-        while self._replies:
-            await self._send(self._replies.popleft())
-
-    async def _write_chunk(self, frames: Frames, backpressure: Backpressure, encoder: Encoder) -> None:
-        chunk = frames.chunk
-        if self._prompted is not None:
-            self._reply(self._prompted)
-            self._prompted = None
-        first = True
-        for index, picture in enumerate(chunk.picture.frames):
-            await self._write_replies()
-            if not backpressure.admits(self._loop.time()):
-                self.door.counts.frames_skipped += 1
-                continue
-            key, self._key_wanted = self._key_wanted, False
-            encoded = await self._loop.run_in_executor(
-                self.door.encoders, _encode, encoder, picture, backpressure.bitrate_bps, key
-            )
-            if first:
-                self._firsts.append((self._packet, chunk.chunk_index))
-                first = False
-            frame = chunk.first_frame + index
-            message = Frame(
-                packet=self._packet, frame=frame, chunk=chunk.chunk_index, key=encoded.key,
-                control_seq=chunk.control_seq, pose=chunk.poses[index].astype("<f4").tobytes(), data=encoded.data,
-            )  # fmt: skip
-            backpressure.sent(self._packet, frame, self._loop.time())
-            self._packet += 1
-            self._pace.sent_frame()
-            self.door.counts.frames_sent += 1
-            await self._send(message)
-
-    async def _send(self, message: Message) -> None:
-        data = encode(message)
-        self._pace.sent_bytes(len(data))
-        self.door.counts.bytes_sent += len(data)
-        await self.socket.send(data)
-
-    def _skipped(self, num_frames: int) -> None:
-        self.door.counts.frames_skipped += num_frames
-        if self._backpressure is not None:
-            self._backpressure.skip(num_frames)
+        self._outbox.reply(error.to_message())
 
     # Watching.
 
@@ -327,13 +234,16 @@ class Connection:
             now_s = self._loop.time()
             if self.protocol.state is State.EXPECT_HELLO and now_s - self._opened_s > settings.hello_s:
                 raise ProtocolError("out_of_order", f"no hello within {settings.hello_s:.0f} s")
-            if self._backpressure is None:
+            backpressure = self._outbox.backpressure
+            if backpressure is None:
                 continue
-            if self._backpressure.stalled(now_s):
+            if backpressure.stalled(now_s):
                 raise ProtocolError("slow_client", f"nothing was acknowledged for {settings.limits.stall_s:.0f} s")
             if now_s - told_s >= settings.stats_s:
                 told_s = now_s
-                self._reply(self._pace.stats(now_s, self._backpressure, self.door.lobby, self.door.engine.counters))
+                self._outbox.reply(
+                    self._outbox.pace.stats(now_s, backpressure, self.door.lobby, self.door.engine.counters)
+                )
 
     # Ending.
 
@@ -366,8 +276,3 @@ class Connection:
                 await self.socket.send(encode(error.to_message()))
                 await self.socket.close(error.close_code, error.code)
         self.socket.transport.abort()
-
-
-def _encode(encoder: Encoder, picture: NDArray[np.uint8], bitrate_bps: int, key: bool) -> Encoded:
-    encoder.set_bitrate(bitrate_bps)
-    return encoder.encode(picture, key=key)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from gameserver.backpressure import Limits
+from gameserver.counts import Counts
 from gameserver.engine import Engine, LoadWorld, Phase
 from gameserver.lobby import Lobby, Seat
 from gameserver.mailbox import Leave, Mailbox, Presence
@@ -32,18 +33,6 @@ class Settings:
     hello_s: float = 10.0  # from opening a socket to its hello
     stats_s: float = 1.0
     limits: Limits = field(default_factory=Limits)
-
-
-@dataclass(slots=True)
-class Counts:
-    connections: int = 0
-    sessions: int = 0
-    resumed: int = 0
-    frames_sent: int = 0
-    bytes_sent: int = 0
-    frames_skipped: int = 0
-    chunks_undelivered: int = 0  # dropped between the threads, because the event loop is behind
-    errors: Counter[str] = field(default_factory=Counter)  # by code
 
 
 class Door:

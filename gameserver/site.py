@@ -140,6 +140,7 @@ def _measure(door: Door) -> list[Metric]:
         counter("frames_sent_total", "Frames encoded and sent.", counts.frames_sent),
         counter("frames_skipped_total", "Frames skipped before encoding.", counts.frames_skipped),
         counter("bytes_sent_total", "Bytes of messages sent.", counts.bytes_sent),
+        counter("replies_dropped_total", "Replies to clients that do not read.", counts.replies_dropped),
         counter("chunks_undelivered_total", "Chunks dropped between the threads.", counts.chunks_undelivered),
         counters("errors_total", "Errors told to clients.", "code", counts.errors),
         counters("letters_coalesced_total", "Letters taken in by a later one.", "kind", door.mailbox.coalesced),
