@@ -73,6 +73,11 @@ class DiffusionWorld:
     def scenes(self) -> Sequence[Scene]:
         return self._scenes
 
+    @property
+    def dtype(self) -> str:
+        """The arithmetic of linears and attention, for a person to read."""
+        return str(self.denoiser.dit.dtype).removeprefix("torch.")
+
     def prewarm(self, report: Report) -> None:
         """Every number of rows, in a first and in a later chunk: begin, decode and commit."""
         scene, f = self._scenes[0], self.geometry.chunk_frames

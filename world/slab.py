@@ -23,7 +23,7 @@ def ring_frames(frames: Tensor, sink_frames: int, window_frames: int) -> Tensor:
 
 
 def decoder_cache_shapes(cfg: WorldConfig) -> list[torch.Size]:
-    """Shapes [1, 2, C, H, W] of one stream's decoder caches, read off a run on the meta device."""
+    """Shapes [1, 2, H, W, C] of one stream's decoder caches, read off a run on the meta device."""
     geometry = cfg.geometry
     with torch.device("meta"):
         z = torch.empty(1, geometry.latent_channels, 1, geometry.latent_height, geometry.latent_width)
