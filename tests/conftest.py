@@ -1,0 +1,13 @@
+"""What holds for every test: the same examples on every run, and no more threads than a small machine has."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None, max_examples=1000)  # --hypothesis-profile=search looks for new ones
+settings.load_profile("repeatable")
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")  # read when torch is imported, here and in servers that tests start
