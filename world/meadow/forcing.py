@@ -95,11 +95,11 @@ def condition(history: Tensor, poses: Tensor, width: int, height: int) -> Tensor
     return warp_condition(before, turns(poses).flatten(0, 1), intrinsics).transpose(0, 1)[:, :, None]
 
 
-def flow_loss(
+def predict(
     cfg: WorldConfig, dit: CausalDiT, text: ByteTextEncoder, batch: Batch, history: Tensor, sigma: Tensor, noise: Tensor,
     start_frame: Tensor,
 ) -> Tensor:  # fmt: skip
-    """Mean squared error of the flow n - x0 a frame, [C, m].
+    """The flow of every frame of a batch [C, m, 16, h, w].
 
     history [C, m, 16, h, w] is what the ring was given, sigma [C, m], noise like the latents, and start_frame int64
     [C] moves all frames but the sink to a later place in the stream, so that no distance to the sink is a stranger.
@@ -118,10 +118,13 @@ def flow_loss(
     cameras = [twice(pair) for pair in dit.camera(control(batch.poses, geometry.height, geometry.width, device))]
     texts = [spread(pair, clips, frames) for pair in dit.text(text(batch.prompt_ids))]
     turn = rotations(first, *grid, cfg.dit.head_dim)
-    # The memory wants histories first, the DiT computes outputs for the first rows: everything is computed here.
     flow = dit(x, e, e0, cameras, texts, turn, Windows(cfg, clips, frames, device), x.shape[0])
-    flow = flow[clips * frames :, :, 0].unflatten(0, (clips, frames))
-    return (flow.float() - (noise - batch.latents)).square().mean((2, 3, 4))
+    return flow[clips * frames :, :, 0].unflatten(0, (clips, frames)).float()
+
+
+def flow_loss(batch: Batch, noise: Tensor, flow: Tensor) -> Tensor:
+    """Mean squared error of the flow n - x0 (flow matching; Lipman et al. 2022)."""
+    return (flow - (noise - batch.latents)).square().mean()
 
 
 def twice(pair: Pair) -> Pair:

@@ -28,7 +28,7 @@ from world.config import WorldConfig
 from world.denoiser import Denoiser
 from world.meadow import dataset
 from world.meadow.config import TEXT, meadow_config
-from world.meadow.forcing import Batch, control, flow_loss, turns
+from world.meadow.forcing import Batch, control, flow_loss, predict, turns
 from world.meadow.teacher import default_intrinsics, draw_frames
 from world.meadow.training import Run
 from world.nn.dit import CausalDiT, init_weights
@@ -228,13 +228,15 @@ def dit(args: argparse.Namespace, device: torch.device) -> None:
         clean = own if self_made and own is not None else batch.latents
         history = clean + level * (0.2 if self_made else 1.0) * torch.randn_like(clean)
         far = torch.randint(0, 20_000, (args.batch,), device=device) * (torch.rand(args.batch, device=device) < 0.5)
+        noise = torch.randn_like(clean)
         with autocast(device):
-            losses = flow_loss(cfg, network, text, batch, history, levels(cfg, clean), torch.randn_like(clean), far)
-        run.update(losses.mean())
+            flow = predict(cfg, network, text, batch, history, levels(cfg, clean), noise, far)
+        loss = flow_loss(batch, noise, flow)
+        run.update(loss)
         if run.step % 100 == 0:
             drift = (clean - batch.latents)[:, -1].square().mean().sqrt().item()
-            print(f"dit: step {run.step}, {100 * share:.0f} %, loss {losses.mean().item():.4f}, own error at the last "
-                  f"frame {drift:.3f}, {time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
+            print(f"dit: step {run.step}, {100 * share:.0f} %, loss {loss.item():.4f}, own error at the last frame "
+                  f"{drift:.3f}, {time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
 
 
 def pack(args: argparse.Namespace, device: torch.device) -> None:
