@@ -126,7 +126,7 @@ def umt5_tensors(vocabulary: int, generator: torch.Generator, layers: int = 2) -
 
 
 def write_tokenizer(directory: Path) -> int:
-    """A fast tokenizer of T5's kind (unigram, single letters where no word fits, </s> at the end); its number of tokens."""
+    """A fast tokenizer of T5's kind (unigram, single letters where no word fits, </s> last); its number of tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]

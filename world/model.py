@@ -81,7 +81,8 @@ class DiffusionWorld:
     def prewarm(self, report: Report) -> None:
         """Every number of rows, in a first and in a later chunk: begin, decode and commit."""
         scene, f = self._scenes[0], self.geometry.chunk_frames
-        start = Start(0, self.encode_prompt(scene.prompt), self.prepare_image(scene.image), scene.intrinsics, scene.scale)
+        text, image = self.encode_prompt(scene.prompt), self.prepare_image(scene.image)
+        start = Start(0, text, image, scene.intrinsics, scene.scale)
         poses, keys = np.tile(np.eye(4, dtype=np.float32), (f + 1, 1, 1)), np.zeros((f, 4), np.float32)
         sizes = range(1, min(self.num_slots, self.max_rows) + 1)
         for slot in sizes:
@@ -127,7 +128,8 @@ class DiffusionWorld:
             self._begin(starting)
         denoising = [row for row in rows if row.step_index < self.num_steps]
         commits = [row for row in rows if row.step_index == self.num_steps]
-        fresh = torch.stack([self._noise(row, row.step_index + 1) for row in denoising]) if denoising else self.slab.x[:0]
+        noise = [self._noise(row, row.step_index + 1) for row in denoising]
+        fresh = torch.stack(noise) if noise else self.slab.x[:0]
         slots, chunks, steps = self._columns([*denoising, *commits])
         self.denoiser.step(slots, chunks, steps, len(denoising), fresh)
         return self._decode([row for row in denoising if row.step_index == self.num_steps - 1])

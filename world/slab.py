@@ -19,7 +19,8 @@ from world.nn.vae import VideoVAE
 
 def ring_frames(frames: Tensor, sink_frames: int, window_frames: int) -> Tensor:
     """Where in the ring the frames of a stream live, by their index in it."""
-    return torch.where(frames < sink_frames, frames, sink_frames + (frames - sink_frames) % (window_frames - sink_frames))
+    wrapped = sink_frames + (frames - sink_frames) % (window_frames - sink_frames)
+    return torch.where(frames < sink_frames, frames, wrapped)
 
 
 def decoder_cache_shapes(cfg: WorldConfig) -> list[torch.Size]:
@@ -38,7 +39,8 @@ class RingView:
         tokens = cfg.geometry.frame_tokens
         frames = first_frame[:, None] + torch.arange(cfg.geometry.chunk_frames, device=device)  # [B, f]
         ring = slots[:, None] * cfg.window_frames + ring_frames(frames, cfg.sink_frames, cfg.window_frames)
-        self.at = (ring[:, :, None] * tokens + torch.arange(tokens, device=device)).flatten()  # [B L], in all rings end to end
+        at = ring[:, :, None] * tokens + torch.arange(tokens, device=device)
+        self.at = at.flatten()  # [B L], in all rings end to end
         held = (first_frame + cfg.geometry.chunk_frames).clamp(max=cfg.window_frames)
         self.valid_tokens = (held * tokens).int()  # [B], a prefix: the ring fills in order
         self.slab, self.slots = slab, slots
@@ -55,7 +57,9 @@ class RingView:
 
 
 class Slab:
-    def __init__(self, cfg: WorldConfig, num_slots: int, device: torch.device, dit_dtype: torch.dtype, vae_dtype: torch.dtype):
+    def __init__(
+        self, cfg: WorldConfig, num_slots: int, device: torch.device, dit_dtype: torch.dtype, vae_dtype: torch.dtype
+    ):
         geometry, dit = cfg.geometry, cfg.dit
         rows, heads = num_slots + 1, (dit.num_heads, dit.head_dim)
         size = (geometry.chunk_frames, geometry.latent_height, geometry.latent_width)
@@ -67,7 +71,8 @@ class Slab:
         self.k = [zeros(cfg.window_tokens, *heads) for _ in range(dit.num_layers)]
         self.v = [zeros(cfg.window_tokens, *heads) for _ in range(dit.num_layers)]
         self.text: list[Pair] = [(zeros(dit.text_len, *heads), zeros(dit.text_len, *heads)) for _ in self.k]
-        self.camera: list[Pair] = [(zeros(geometry.chunk_tokens, dit.dim), zeros(geometry.chunk_tokens, dit.dim)) for _ in self.k]
+        chunk = geometry.chunk_tokens, dit.dim
+        self.camera: list[Pair] = [(zeros(*chunk), zeros(*chunk)) for _ in self.k]
         self.x = zeros(geometry.latent_channels, *size, dtype=torch.float32)  # the chunk's latents, noisy then clean
         self.y = zeros(dit.in_channels - geometry.latent_channels, *size, dtype=torch.float32)
         self.decoder = [zeros(*shape[1:], dtype=vae_dtype) for shape in decoder_cache_shapes(cfg)]

@@ -21,7 +21,9 @@ from world.weights import load_tensors_into
 WEIGHTS = Path(__file__).parent / "world.safetensors"
 
 
-def load_meadow(num_slots: int, device: torch.device, dtype: torch.dtype, report: Report, weights: Path = WEIGHTS) -> DiffusionWorld:
+def load_meadow(
+    num_slots: int, device: torch.device, dtype: torch.dtype, report: Report, weights: Path = WEIGHTS
+) -> DiffusionWorld:
     try:
         with safe_open(weights, "pt") as file:
             statistics = json.loads(file.metadata()["statistics"])
@@ -31,7 +33,11 @@ def load_meadow(num_slots: int, device: torch.device, dtype: torch.dtype, report
     cfg = meadow_config(tuple(statistics["mean"]), tuple(statistics["std"]))
     with torch.device("meta"):
         modules = {"dit": CausalDiT(cfg.dit), "vae": VideoVAE(cfg.vae), "text": ByteTextEncoder(TEXT)}
-    dtypes = {"dit": lambda key: torch.float32 if keeps_float32(key) else dtype, "vae": lambda key: dtype, "text": lambda key: torch.float32}
+    dtypes = {
+        "dit": lambda key: torch.float32 if keeps_float32(key) else dtype,
+        "vae": lambda key: dtype,
+        "text": lambda key: torch.float32,
+    }
     for name, module in modules.items():
         own = {key: t for key, t in tensors.items() if key.startswith(f"{name}.")}
         keys = {key: f"{name}.{key}" for key in module.state_dict()}

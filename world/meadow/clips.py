@@ -1,4 +1,4 @@
-"""Random walks for training: keys held for a while, still moments, and now and then a fast look around with the mouse."""
+"""Random walks for training: keys held for a while, still moments, now and then a fast look around with the mouse."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def poses_of(axes: NDArray[np.float64]) -> NDArray[np.float32]:
     for i in range(steps):
         wanted = pitch[:, i] + axes[:, i, 3] * KEY_STEP_DEG
         pitch[:, i + 1] = np.where(np.abs(wanted) <= _PITCH_LIMIT_DEG, wanted, pitch[:, i])
-    sy, cy, sp, cp = np.sin(np.radians(yaw)), np.cos(np.radians(yaw)), np.sin(np.radians(pitch)), np.cos(np.radians(pitch))
+    yaw, pitch = np.radians(yaw), np.radians(pitch)
+    sy, cy, sp, cp = np.sin(yaw), np.cos(yaw), np.sin(pitch), np.cos(pitch)
     poses = np.tile(np.eye(4), (count, steps + 1, 1, 1))
     poses[..., 0, 0], poses[..., 0, 1], poses[..., 0, 2] = cy, sy * sp, sy * cp
     poses[..., 1, 0], poses[..., 1, 1], poses[..., 1, 2] = 0.0, cp, -sp

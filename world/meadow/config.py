@@ -14,7 +14,9 @@ from world.sampler import from_sigmas
 TEXT = ByteTextConfig(text_dim=128, dim=128, num_heads=4, num_layers=2, max_bytes=95)
 SIGMAS = (1.0, 0.8, 0.55, 0.25)  # the student's own: conditioned on the frame before, most of its work is at low noise
 
-_VAE = VAEConfig(dim=16, multipliers=(1, 2, 4, 8), encoder_blocks=1, decoder_blocks=1, mean=(0.0,) * 16, std=(1.0,) * 16)
+_VAE = VAEConfig(
+    dim=16, multipliers=(1, 2, 4, 8), encoder_blocks=1, decoder_blocks=1, mean=(0.0,) * 16, std=(1.0,) * 16
+)
 _DIT = DiTConfig(dim=256, num_heads=4, num_layers=8, ffn_dim=1024, text_len=TEXT.max_rows, text_dim=TEXT.text_dim)
 
 

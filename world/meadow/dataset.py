@@ -13,9 +13,9 @@ from torch import Tensor
 
 from world.chunk import TEMPORAL_STRIDE
 from world.meadow.clips import random_poses
+from world.meadow.config import TEXT
 from world.meadow.look import random_look
 from world.meadow.teacher import Draw, default_intrinsics, make_terrain, render
-from world.meadow.config import TEXT
 from world.nn.text import PADDING, byte_ids
 
 TRAINING_SEEDS = 700_000  # seeds below this are for training, the rest are held out
@@ -35,7 +35,9 @@ class Clips:
         return self.poses[:, ::TEMPORAL_STRIDE]
 
 
-def draw_clips(seed: int, count: int, frames: int, device: torch.device, held_out: bool = False, draw: Draw | None = None) -> Clips:
+def draw_clips(
+    seed: int, count: int, frames: int, device: torch.device, held_out: bool = False, draw: Draw | None = None
+) -> Clips:
     """A pure function of its arguments (on one device). Every clip has its own place, look and walk."""
     rng = np.random.default_rng([seed, int(held_out)])
     low, high = (TRAINING_SEEDS, 2 * TRAINING_SEEDS) if held_out else (0, TRAINING_SEEDS)

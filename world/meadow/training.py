@@ -19,7 +19,9 @@ class Run:
     """Optimises modules for a number of seconds in all, over any number of sessions; the learning rate follows a cosine
     of the share spent. `average` holds the weights to keep."""
 
-    def __init__(self, path: Path, modules: nn.ModuleDict, seconds: float, lr: float, log: Callable[[str], None] = print):
+    def __init__(
+        self, path: Path, modules: nn.ModuleDict, seconds: float, lr: float, log: Callable[[str], None] = print
+    ):
         self.path, self.modules, self.seconds, self.lr, self.log = path, modules, seconds, lr, log
         weights = list(modules.parameters())
         fused = weights[0].is_cuda
@@ -75,7 +77,8 @@ class Run:
         self.step += 1
         decay = min(AVERAGE, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.modules.parameters()], 1 - decay)
+            weights = [p.detach() for p in self.modules.parameters()]
+            torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
 
     def averaged(self, name: str) -> dict[str, Tensor]:
         """The averaged weights of one module, by its own names."""

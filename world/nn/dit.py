@@ -217,7 +217,7 @@ class CausalDiT(nn.Module):
         memory: Memory,
         num_outputs: int,
     ) -> Tensor:
-        """x float32 [B, 36, f, h, w] = noisy latent, mask, condition; e [B, C]; e0 [B, 6, C] -> flow [outputs, 16, f, h, w].
+        """x float32 [B, 36, f, h, w] (noisy, mask, condition), e [B, C], e0 [B, 6, C] -> flow [outputs, 16, f, h, w].
 
         The first `num_outputs` rows denoise; the rows after them are commits, which only leave K and V behind.
         """

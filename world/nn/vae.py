@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +59,7 @@ class Caches:
 
 
 def per_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Run a 2-D layer on every frame of [B, T, H, W, C]. Contiguous, because a layout picks the backend and so the bits."""
+    """Run a 2-D layer on every frame of [B, T, H, W, C]. Contiguous: a layout picks the backend and so the bits."""
     return layer(x.flatten(0, 1).contiguous().permute(0, 3, 1, 2)).permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
 
 
@@ -168,7 +169,7 @@ class Encoder(nn.Module):
         dims = [cfg.dim * m for m in (1, *cfg.multipliers)]
         self.conv1 = CausalConv(3, dims[0])
         layers: list[nn.Module] = []
-        for i, (c_in, c_out) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+        for i, (c_in, c_out) in enumerate(pairwise(dims)):
             layers += [Residual(c_in if j == 0 else c_out, c_out) for j in range(cfg.encoder_blocks)]
             if i < len(cfg.temporal_down):
                 layers.append(Down(c_out, cfg.temporal_down[i]))
@@ -191,7 +192,7 @@ class Decoder(nn.Module):
         self.conv1 = CausalConv(cfg.z_dim, top)
         self.middle = nn.Sequential(Residual(top, top), FrameAttention(top), Residual(top, top))
         layers: list[nn.Module] = []
-        for i, (c_in, c_out) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+        for i, (c_in, c_out) in enumerate(pairwise(dims)):
             c_in = c_in // 2 if i > 0 else c_in  # the Up before it halved them
             layers += [Residual(c_in if j == 0 else c_out, c_out) for j in range(cfg.decoder_blocks)]
             if i < len(cfg.temporal_down):
@@ -232,7 +233,7 @@ class VideoVAE(nn.Module):
         return (mu - mean) / std
 
     def encode(self, video: Tensor) -> Tensor:
-        """[B, 3, 1 + 4n, H, W] in -1..1 -> normalised latents float32 [B, z, 1 + n, H/8, W/8], four frames at a time."""
+        """[B, 3, 1 + 4n, H, W] in -1..1 -> normalised latents float32 [B, z, 1 + n, H/8, W/8], by four frames."""
         latents: list[Tensor] = []
         caches: Sequence[Tensor] | None = None
         for piece in (video[:, :, :1], *video[:, :, 1:].split(4, dim=2)):
