@@ -17,6 +17,7 @@ from gameserver.mailbox import Extend, Join, Presence, PromptChange, Slack, Stee
 from gameserver.notes import Frames, Refused
 from gameserver.outbox import Outbox
 from gameserver.protocol import (
+    EXPELLED,
     VERSION,
     Ack,
     Bye,
@@ -50,7 +51,7 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._opened_s = self._loop.time()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._ended = False
+        self._code: str | None = None  # of the error that ended it
         self._outbox = Outbox(socket, door.encoders, door.counts)
         self._prompt_wanted: str | None = None  # to be encoded after the one under way
         self._prompting = False
@@ -88,7 +89,7 @@ class Connection:
 
     async def _read(self) -> None:
         async for data in self.socket:
-            if self._ended:
+            if self._code is not None:
                 continue  # what was said is on its way; read on, so that the line closes in order
             try:
                 event = self.protocol.receive(data, self._loop.time())
@@ -186,7 +187,7 @@ class Connection:
         seat, self.seat = self.seat, None
         if seat is None or seat.occupant is not self or self.door.lobby[seat.session_id] is None:
             return
-        if self.door.closing or not seat.joined.done():
+        if self.door.closing or self._code in EXPELLED or self.socket.refused in EXPELLED or not seat.joined.done():
             self.door.release(seat)
         else:
             self.door.vacated(seat)
@@ -266,11 +267,13 @@ class Connection:
 
     async def _end(self, error: ProtocolError) -> None:
         """Say why and close; a client that does not listen is cut."""
-        if self._ended:
+        if self._code is not None:
             return
-        self._ended = True
+        self._code = error.code
         self.door.counts.errors[error.code] += 1
         self.protocol.close()
+        if error.code in EXPELLED:
+            self._leave_seat()  # now: saying why may take a while
         with contextlib.suppress(ConnectionClosed, TimeoutError):
             async with asyncio.timeout(LAST_WORDS_S):
                 await self.socket.send(encode(error.to_message()))

@@ -186,6 +186,9 @@ ERRORS: dict[str, tuple[bool, str]] = {
     "internal": (True, "a fault of the server; it is in its log"),
 }
 
+# a session whose client earned one of these ends with its connection, and its slot is free at once
+EXPELLED = frozenset({"bad_message", "too_large", "too_fast", "out_of_order"})
+
 # code -> WebSocket close code, sent with the error code as the reason; every other fatal error closes with 1008
 CLOSE_CODES: dict[str, int] = {
     "bad_message": 1007,

@@ -24,8 +24,8 @@ SECURITY = {
     "X-Frame-Options": "DENY",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Content-Security-Policy": (
-        "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' blob: data:; "
-        "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
+        "default-src 'self'; connect-src 'self' ws: wss:; "  # older browsers do not take ws: for 'self'
+        "object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
     ),
 }
 NO_STORE = "no-store"

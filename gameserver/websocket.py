@@ -26,9 +26,12 @@ CODES = {
 class PlayWebSocketProtocol(WebSocketProtocol):
     """Says which of our errors it was before it closes."""
 
+    refused: str | None = None  # the code
+
     def fail(self, code: CloseCode | int, reason: str = "") -> None:
         name = CODES.get(CloseCode(code))
         if name is not None and self.state is OPEN:
+            self.refused = name
             error = ProtocolError(name, reason or CloseCode(code).name.lower().replace("_", " "))
             self.send_binary(encode(error.to_message()))
             code, reason = error.close_code, error.code
@@ -57,6 +60,12 @@ class PlaySocket(ServerConnection):
         if playing and not self.flooded and not self._bucket.take(self.loop.time()):
             self.flooded = True
             self.on_flood()
+
+    @property
+    def refused(self) -> str | None:
+        """The code that the library's own refusal was told as."""
+        assert isinstance(self.protocol, PlayWebSocketProtocol)
+        return self.protocol.refused
 
     @property
     def unsent_bytes(self) -> int:

@@ -21,7 +21,14 @@ from gameserver.bot import BotError, BotPlan, play
 from gameserver.door import Settings
 from gameserver.encoder import VideoFrame
 from gameserver.playback import Packet
-from gameserver.protocol import CLOSE_CODES, ERRORS, MAX_TRANSPORT_BYTES
+from gameserver.protocol import (
+    CLOSE_CODES,
+    ERRORS,
+    EXPELLED,
+    MAX_MESSAGE_BYTES,
+    MAX_TRANSPORT_BYTES,
+    MESSAGES_BURST,
+)
 from gameserver.websocket import FRAMES_BURST
 from world.pattern import PatternWorld, read_pattern
 
@@ -40,9 +47,9 @@ def no_traceback(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def serving(num_slots: int = 8, limits: Limits = PATIENT) -> AsyncIterator[App]:
-    """A place is free again as soon as its connection is gone."""
-    settings = Settings(port=0, capacity=num_slots, grace_s=0.0, limits=limits)
+async def serving(num_slots: int = 8, limits: Limits = PATIENT, grace_s: float = 0.0) -> AsyncIterator[App]:
+    """By default a place is free again as soon as its connection is gone."""
+    settings = Settings(port=0, capacity=num_slots, grace_s=grace_s, limits=limits)
     async with running(settings, lambda report: PatternWorld(num_slots=num_slots)) as app, asyncio.timeout(ANSWER_S):
         await app.door.settled.wait()
         yield app
@@ -262,5 +269,43 @@ def test_a_server_that_goes_down_says_so() -> None:
         with pytest.raises(BotError) as ended:
             await task
         assert ended.value.code == "shutting_down"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("code", sorted(EXPELLED | {"transport"}))
+def test_who_is_expelled_leaves_no_seat_behind(code: str) -> None:
+    """A seat is kept for a player whose line broke, not for one who misbehaved: eight of those would fill a server."""
+    wrong = {
+        "bad_message": [b"\xc1"],
+        "too_large": [bytes(MAX_MESSAGE_BYTES + 1)],
+        "too_fast": [pack({"type": "ping", "t_ms": 1})] * 2 * int(MESSAGES_BURST),
+        "out_of_order": [pack(HELLO)],
+        "transport": [bytes(MAX_TRANSPORT_BYTES + 1)],
+    }
+
+    async def run() -> None:
+        async with serving(num_slots=1, grace_s=600.0) as app:
+            for _ in range(2):
+                async with player(app, pack(HELLO)) as client:
+                    with suppress(ConnectionClosed):
+                        for message in wrong[code]:
+                            await client.send(message)
+                    await expect_code(client, "too_large" if code == "transport" else code)
+                while len(app.door.lobby):
+                    await asyncio.sleep(0.005)
+
+    asyncio.run(run())
+
+
+def test_a_broken_line_keeps_its_seat() -> None:
+    async def run() -> None:
+        async with serving(num_slots=1, grace_s=600.0) as app:
+            async with player(app, pack(HELLO)) as client:
+                await hear(client, "frame")
+                client.transport.abort()
+            with pytest.raises(BotError) as refused:
+                await play(app.play_url, BotPlan())
+            assert refused.value.code == "full"
 
     asyncio.run(run())
