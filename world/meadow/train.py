@@ -1,10 +1,11 @@
-"""Trains the built-in world, one command a stage: `python -m world.meadow.train {clips,vae,latents,dit,all} --dir RUN`.
+"""Trains the built-in world, one command a stage: `python -m world.meadow.train {clips,vae,latents,dit,pack,preview} --dir RUN`.
 
 clips    the teacher draws clips to shards
 vae      the VAE learns to hold them
 latents  the shards as latents, and their mean and std
 dit      DiT and text encoder: first with the clip as history (noise on it), then with the student's own rollouts
 pack     averaged weights as one safetensors file, the one that ships
+preview  held-out walks, the teacher above the student, as a picture
 
 Every stage resumes where it stopped. Times are budgets in seconds, so that one recipe suits a laptop and a large GPU.
 """
@@ -37,8 +38,6 @@ from world.nn.vae import VideoVAE
 from world.scene import warp_condition
 from world.slab import Slab, put
 
-SHARD_CLIPS = 64
-
 
 def shards(run: Path) -> list[Path]:
     return sorted((run / "clips").glob("*.safetensors"))
@@ -55,9 +54,9 @@ def clips(args: argparse.Namespace, device: torch.device) -> None:
     for i in range(args.first_shard, args.first_shard + args.shards):
         path = args.dir / "clips" / f"{i:05d}.safetensors"
         if not path.exists():
-            dataset.save(dataset.draw_clips(i, SHARD_CLIPS, frames, device, draw=draw), path)
+            dataset.save(dataset.draw_clips(i, args.shard_clips, frames, device, draw=draw), path)
         done = i - args.first_shard + 1
-        rate = done * SHARD_CLIPS * frames / (time.monotonic() - started)
+        rate = done * args.shard_clips * frames / (time.monotonic() - started)
         print(f"clips: shard {done} of {args.shards}, {rate:.0f} frames/s, {time.monotonic() - started:.0f} s", flush=True)
         if time.monotonic() - started > args.seconds:
             break
@@ -287,13 +286,14 @@ def decode_clip(network: VideoVAE, z: Tensor) -> Tensor:
 STAGES = {"clips": clips, "vae": vae, "latents": latents, "dit": dit, "pack": pack, "preview": preview}
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--dir", type=Path, required=True, help="where this run lives; give the same to resume")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=600.0, help="time for this stage, over all its sessions")
-    parser.add_argument("--shards", type=int, default=8, help=f"files of {SHARD_CLIPS} clips")
+    parser.add_argument("--shards", type=int, default=8, help="files of clips to draw")
+    parser.add_argument("--shard-clips", type=int, default=64)
     parser.add_argument("--first-shard", type=int, default=0)
     parser.add_argument("--latent-frames", type=int, default=24, help="length of a clip")
     parser.add_argument("--crop", type=int, default=16, help="latent frames trained at once")
@@ -303,7 +303,7 @@ def main() -> None:
     parser.add_argument("--reuse", type=int, default=4, help="steps that share one rollout")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--drop-frames", action="store_true", help="delete a shard's pictures once it is latents")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_float32_matmul_precision("high")
     STAGES[args.stage](args, torch.device(args.device))
 

@@ -1,0 +1,53 @@
+"""Every training stage runs on a CPU, resumes, and what it packs is a world that serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from world.chunk import Row, Start
+from world.meadow.built_in import load_meadow
+from world.meadow.train import main
+from world.meadow.training import Run
+
+
+def test_a_run_goes_on_where_it_stopped(tmp_path: Path):
+    def begin(seconds: float) -> tuple[nn.ModuleDict, Run]:
+        torch.manual_seed(0)
+        modules = nn.ModuleDict({"line": nn.Linear(2, 1)})
+        return modules, Run(tmp_path / "run.pt", modules, seconds, lr=0.1, log=lambda line: None)
+
+    modules, run = begin(60.0)
+    assert run.share == 0
+    for _ in range(3):
+        run.update(modules["line"](torch.ones(1, 2)).square().mean())
+    run.spent = 30.0
+    run.save()
+    again, resumed = begin(60.0)
+    assert (resumed.step, resumed.share) == (3, 0.5)
+    for old, new in zip(modules.parameters(), again.parameters(), strict=True):
+        assert torch.equal(old, new)
+    run.update(modules["line"](torch.ones(1, 2)).square().mean())
+    resumed.update(again["line"](torch.ones(1, 2)).square().mean())
+    for name, averaged in run.averaged("line").items():
+        assert torch.equal(averaged, resumed.averaged("line")[name])
+    assert next(begin(30.0)[1].steps(), None) is None  # its time is spent
+
+
+def test_stages_make_a_world_that_serves(tmp_path: Path):
+    common = ["--dir", str(tmp_path), "--device", "cpu", "--batch", "2"]
+    main(["clips", *common, "--shards", "1", "--shard-clips", "2", "--latent-frames", "3"])
+    main(["vae", *common, "--seconds", "0.001"])
+    main(["latents", *common])
+    main(["dit", *common, "--seconds", "0.001", "--crop", "2", "--own-from", "-1"])
+    main(["pack", *common])
+    world = load_meadow(1, torch.device("cpu"), torch.float32, lambda stage, share: None, tmp_path / "world.safetensors")
+    scene = world.scenes[0]
+    image = world.prepare_image(scene.image)
+    world.open(1, Start(7, world.encode_prompt(scene.prompt), image, scene.intrinsics, scene.scale))
+    poses, keys = np.tile(np.eye(4, dtype=np.float32), (2, 1, 1)), np.zeros((1, 4), np.float32)
+    pictures = [p for step in range(world.num_steps) for p in world.step([Row(1, 0, step, poses, keys)])]
+    assert [p.frames.shape for p in pictures] == [(1, 192, 224)]
