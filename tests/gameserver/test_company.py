@@ -94,17 +94,19 @@ def test_three_who_come_and_go_change_nothing_for_the_fourth(world: DiffusionWor
     def stay(company: bool) -> list[tuple[Finished, NDArray[np.float32]]]:
         play = Play(world)
         if company:
-            gone = [play.join(1)]
-            play.tick_until(gone[0], 2)
-            gone.append(play.join(2))
+            visitors = [play.join(1)]
+            play.tick_until(visitors[0], 2)
             play.tick()
+            visitors.append(play.join(2))  # and so begins its chunks together with the fourth
         name = play.join(0, walk=True)
         for chunks in range(1, CHUNKS + 1):
             if company and chunks == 3:
-                gone.append(play.join(3))
+                visitors.append(play.join(3))
+            for other in visitors if company else ():
+                play.game.set_prompt(other, world.encode_prompt(f"the snow {chunks}"))
             if company and chunks in (6, 7, 9):  # in the middle of whatever they are at
                 play.tick()
-                play.game.leave(gone.pop(0))
+                play.game.leave(visitors.pop(0))
             if chunks == 5:
                 play.game.set_prompt(name, world.encode_prompt("the forest at night"))
             play.tick_until(name, chunks)
