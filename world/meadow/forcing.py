@@ -34,7 +34,7 @@ class Batch:
 
 
 class Windows:
-    """A `Memory` for 2 C m rows, all histories first: row i sees the sink, the frames before it in the window, itself."""
+    """A `Memory` for 2 C m rows, all histories first: row i sees the sink, frames before it in the window, itself."""
 
     def __init__(self, cfg: WorldConfig, clips: int, frames: int, device: torch.device):
         recent, sink = cfg.window_frames - cfg.sink_frames, cfg.sink_frames
@@ -89,15 +89,15 @@ def control(poses: Tensor, height: int, width: int, device: torch.device) -> Ten
 
 
 def condition(history: Tensor, poses: Tensor, width: int, height: int) -> Tensor:
-    """The warp condition a frame [C m, 20, 1, h, w], from a history [C, m, 16, h, w]; frame 0 is given its own latent."""
+    """The warp condition of frames [C m, 20, 1, h, w], from a history [C, m, 16, h, w]; frame 0 has its own latent."""
     before = torch.cat([history[:, :1], history[:, :-1]], dim=1).flatten(0, 1)
     intrinsics = default_intrinsics(width, height).to(history.device)
     return warp_condition(before, turns(poses).flatten(0, 1), intrinsics).transpose(0, 1)[:, :, None]
 
 
 def predict(
-    cfg: WorldConfig, dit: CausalDiT, text: ByteTextEncoder, batch: Batch, history: Tensor, sigma: Tensor, noise: Tensor,
-    start_frame: Tensor,
+    cfg: WorldConfig, dit: CausalDiT, text: ByteTextEncoder, batch: Batch, history: Tensor, sigma: Tensor,
+    noise: Tensor, start_frame: Tensor,
 ) -> Tensor:  # fmt: skip
     """The flow of every frame of a batch [C, m, 16, h, w].
 

@@ -1,4 +1,6 @@
-"""Trains the built-in world, one command a stage: `python -m world.meadow.train {clips,vae,latents,dit,pack,preview} --dir RUN`.
+"""Trains the built-in world, one command a stage.
+
+`python -m world.meadow.train {clips,vae,latents,dit,pack,preview} --dir RUN`, where a stage is
 
 clips    the teacher draws clips to shards
 vae      the VAE learns to hold them
@@ -57,8 +59,9 @@ def clips(args: argparse.Namespace, device: torch.device) -> None:
             dataset.save(dataset.draw_clips(i, args.shard_clips, frames, device, draw=draw), path)
         done = i - args.first_shard + 1
         rate = done * args.shard_clips * frames / (time.monotonic() - started)
-        print(f"clips: shard {done} of {args.shards}, {rate:.0f} frames/s, {time.monotonic() - started:.0f} s", flush=True)
-        if time.monotonic() - started > args.seconds:
+        took_s = time.monotonic() - started
+        print(f"clips: shard {done} of {args.shards}, {rate:.0f} frames/s, {took_s:.0f} s", flush=True)
+        if took_s > args.seconds:
             break
 
 
@@ -150,7 +153,9 @@ def dit_modules(cfg: WorldConfig, device: torch.device) -> nn.ModuleDict:
     return modules.to(device)
 
 
-def latent_batches(args: argparse.Namespace, cfg: WorldConfig, rng: np.random.Generator, device: torch.device) -> Iterator[Batch]:
+def latent_batches(
+    args: argparse.Namespace, cfg: WorldConfig, rng: np.random.Generator, device: torch.device
+) -> Iterator[Batch]:
     """Endless random crops of all latents, which fit in memory."""
     files = sorted((args.dir / "latents").glob("*.safetensors"))
     mean, std = (torch.tensor(s, device=device).view(1, 1, -1, 1, 1) for s in (cfg.vae.mean, cfg.vae.std))
@@ -247,7 +252,8 @@ def pack(args: argparse.Namespace, device: torch.device) -> None:
     tensors |= {f"vae.{key}": t for key, t in vae_weights.items()}
     statistics = json.dumps({"mean": cfg.vae.mean, "std": cfg.vae.std})
     path = args.dir / "world.safetensors"
-    save_file({k: t.to("cpu", torch.bfloat16).contiguous() for k, t in tensors.items()}, path, {"statistics": statistics})
+    kept = {k: t.to("cpu", torch.bfloat16).contiguous() for k, t in tensors.items()}
+    save_file(kept, path, {"statistics": statistics})
     print(f"packed {path}, {path.stat().st_size / 1e6:.1f} MB", flush=True)
 
 
@@ -269,11 +275,13 @@ def preview(args: argparse.Namespace, device: torch.device) -> None:
         made = rollout(cfg, modules["dit"], modules["text"], batch).float()
         seen = decode_clip(network, made)
         again = decode_clip(network, z.float())
-    for name, pictures in (("round trip", again), ("student", seen), ("first frame repeated", video[:, :, :1].expand_as(video))):
+    still = video[:, :, :1].expand_as(video)
+    for name, pictures in (("round trip", again), ("student", seen), ("first frame repeated", still)):
         error = ((pictures.clamp(-1, 1) - video) / 2).square().mean((0, 1, 3, 4))
         print(name, " ".join(f"{-10 * e.log10():.1f}" for e in error[[0, 4, 8, 16, 24, 32, 48, 60]]), "dB", flush=True)
     columns = [0, 8, 20, 36, 60]
-    rows = torch.stack([video, seen.clamp(-1, 1)], dim=1).flatten(0, 1)[:, :, columns].transpose(1, 2)  # [16, 5, 3, H, W]
+    rows = torch.stack([video, seen.clamp(-1, 1)], dim=1).flatten(0, 1)
+    rows = rows[:, :, columns].transpose(1, 2)  # [16, 5, 3, H, W]
     write_png(args.dir / "preview.png", tile(((rows + 1) * 127.5).to(torch.uint8).cpu().numpy()))
 
 
@@ -299,7 +307,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--crop", type=int, default=16, help="latent frames trained at once")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=8e-4)
-    parser.add_argument("--own-from", type=float, default=0.6, help="share of the time after which the student's own rollout is the history")
+    parser.add_argument(
+        "--own-from", type=float, default=0.6,
+        help="share of the time after which the student's own rollout is the history",
+    )  # fmt: skip
     parser.add_argument("--reuse", type=int, default=4, help="steps that share one rollout")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--drop-frames", action="store_true", help="delete a shard's pictures once it is latents")

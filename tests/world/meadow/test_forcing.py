@@ -26,8 +26,9 @@ def tiny_world():
     cfg = meadow_config()
     dit = dataclasses.replace(cfg.dit, dim=48, num_heads=2, num_layers=2, ffn_dim=64)
     return dataclasses.replace(
-        cfg, geometry=Geometry(48, 32, 16, 1), dit=dit, vae=VAEConfig(dim=4), window_frames=4, schedule=from_sigmas(SIGMAS)
-    )
+        cfg, geometry=Geometry(48, 32, 16, 1), dit=dit, vae=VAEConfig(dim=4), window_frames=4,
+        schedule=from_sigmas(SIGMAS),
+    )  # fmt: skip
 
 
 @torch.no_grad()

@@ -44,7 +44,8 @@ def test_stages_make_a_world_that_serves(tmp_path: Path):
     main(["latents", *common])
     main(["dit", *common, "--seconds", "0.001", "--crop", "2", "--own-from", "-1"])
     main(["pack", *common])
-    world = load_meadow(1, torch.device("cpu"), torch.float32, lambda stage, share: None, tmp_path / "world.safetensors")
+    weights = tmp_path / "world.safetensors"
+    world = load_meadow(1, torch.device("cpu"), torch.float32, lambda stage, share: None, weights)
     scene = world.scenes[0]
     image = world.prepare_image(scene.image)
     world.open(1, Start(7, world.encode_prompt(scene.prompt), image, scene.intrinsics, scene.scale))
