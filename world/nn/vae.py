@@ -23,6 +23,9 @@ LATENT_STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
               3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)  # fmt: skip
 
 
+ONE_SMALL_FRAME = 20480  # numbers in a lone frame up to which torch's CPU convolution takes its slow backend
+
+
 @dataclass(frozen=True, slots=True)
 class VAEConfig:
     dim: int = 96
@@ -59,8 +62,17 @@ class Caches:
 
 
 def per_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Run a 2-D layer on every frame of [B, T, H, W, C]. Contiguous: a layout picks the backend and so the bits."""
-    return layer(x.flatten(0, 1).contiguous().permute(0, 3, 1, 2)).permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
+    """Run a 2-D layer on every frame of [B, T, H, W, C]. Contiguous: a layout picks the backend and so the bits; so does
+    being one small frame on a CPU, which therefore runs as two."""
+    frames = x.flatten(0, 1).contiguous().permute(0, 3, 1, 2)
+    if frames.shape[0] == 1 and frames.numel() <= ONE_SMALL_FRAME and not frames.is_cuda:
+        frames = torch.cat([frames, frames]).contiguous(memory_format=torch.channels_last)
+    return layer(frames)[: x.shape[0] * x.shape[1]].permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
+
+
+def pointwise(layer: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
+    """A convolution with a kernel of one cell, as a linear over channels."""
+    return F.linear(x, layer.weight.flatten(1), layer.bias)
 
 
 class CausalConv(nn.Conv3d):
@@ -71,6 +83,8 @@ class CausalConv(nn.Conv3d):
 
     def forward(self, x: Tensor, caches: Caches) -> Tensor:  # type: ignore[override]
         t, h, _ = self.kernel_size
+        if t == h == 1:
+            return pointwise(self, x)
         if t > 1:
             x = caches.extend(x, t - 1)
         return self.window(x, stride=1, padding=h // 2)
@@ -119,9 +133,9 @@ class FrameAttention(nn.Module):
         self.to_qkv, self.proj = nn.Conv2d(channels, 3 * channels, 1), nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, caches: Caches) -> Tensor:
-        qkv = per_frame(self.to_qkv, self.norm(x)).flatten(2, 3)  # [B, T, H W, 3 C]
+        qkv = pointwise(self.to_qkv, self.norm(x)).flatten(2, 3)  # [B, T, H W, 3 C]
         seen = F.scaled_dot_product_attention(*qkv.chunk(3, dim=-1))
-        return x + per_frame(self.proj, seen.unflatten(2, x.shape[2:4]))
+        return x + pointwise(self.proj, seen.unflatten(2, x.shape[2:4]))
 
 
 class Down(nn.Module):
