@@ -62,8 +62,8 @@ class Caches:
 
 
 def per_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Run a 2-D layer on every frame of [B, T, H, W, C]. Contiguous: a layout picks the backend and so the bits; so does
-    being one small frame on a CPU, which therefore runs as two."""
+    """Run a 2-D layer on every frame of [B, T, H, W, C]. Contiguous: a layout picks the backend and so the bits. A lone
+    small frame would get another one on a CPU, and runs as two."""
     frames = x.flatten(0, 1).contiguous().permute(0, 3, 1, 2)
     if frames.shape[0] == 1 and frames.numel() <= ONE_SMALL_FRAME and not frames.is_cuda:
         frames = torch.cat([frames, frames]).contiguous(memory_format=torch.channels_last)
