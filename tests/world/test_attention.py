@@ -33,7 +33,7 @@ def kvcache_stand_in(
     rotary_interleaved=True, alibi_slopes=None, num_splits=0, return_softmax_lse=False,
 ):  # fmt: skip
     """flash_attn_with_kvcache as documented, for what the door uses: q (batch, seqlen_q, nheads, headdim), caches
-    (batch_cache, seqlen_cache, nheads_k, headdim), cache_seqlens int or (batch,) int32, cache_batch_idx (batch,) int32."""
+    (batch_cache, seqlen_cache, nheads_k, headdim), cache_seqlens (batch,) int32, cache_batch_idx (batch,) int32."""
     assert k is None and v is None and rotary_cos is None and block_table is None and cache_leftpad is None
     assert softmax_scale is None and not causal and window_size == (-1, -1) and softcap == 0.0 and alibi_slopes is None
     assert not return_softmax_lse and num_splits == 1, "more splits than one sum a row in another order"

@@ -1,4 +1,4 @@
-"""The sampler: the published sigmas to the last bit, both looks into a table with ties, noise that anybody can redraw."""
+"""The sampler: the published sigmas, both looks into a table with ties, and noise that anybody can redraw."""
 
 from __future__ import annotations
 
