@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +33,8 @@ def silent(stage: str, share: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[DiffusionWorld]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # several that share a busy machine wait for each other most of the time
-    yield load_meadow(len(WALKS), CPU, serving_dtype(CPU), silent)
-    torch.set_num_threads(threads)
+def world() -> DiffusionWorld:
+    return load_meadow(len(WALKS), CPU, serving_dtype(CPU), silent)
 
 
 @pytest.fixture(scope="module")
