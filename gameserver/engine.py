@@ -106,7 +106,7 @@ class Engine:
     def _prepare(self) -> Game:
         self.world = self._load(self._report)
         self.phase = Phase.PREWARMING
-        self._report("prewarming", 0.0)
+        self._report("warming up", 0.0)
         self.world.prewarm(self._report)
         game = Game(self.world)
         self.counters = game.counters

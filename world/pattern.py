@@ -100,7 +100,7 @@ class PatternWorld:
         self._streams: dict[int, _Stream] = {}
 
     def prewarm(self, report: Report) -> None:
-        report("prewarming", 1.0)
+        report("warming up", 1.0)
 
     def encode_prompt(self, text: str) -> Prompt:
         return Prompt(text, ("pattern", text))
