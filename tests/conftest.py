@@ -10,7 +10,7 @@ settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.register_profile("search", deadline=None, max_examples=1000)  # --hypothesis-profile=search looks for new ones
 settings.load_profile("repeatable")
 
-# Read when torch is imported, here and in the servers that tests start. Threads that spin while they wait for each other
-# make a busy machine five times slower, and here clients, encoders and a browser keep it busy.
+# Read when torch is imported, here and in the servers that tests start. Threads that spin while they wait for each
+# other make a busy machine several times slower, and here clients, encoders and a browser keep it busy.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
