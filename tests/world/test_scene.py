@@ -79,7 +79,8 @@ def test_the_mask_says_where_the_old_picture_still_knows():
     assert (known[:, :6] == 1).all() and (known[:, -3:] == 0).all()
     assert torch.equal(y[:MASK_CHANNELS], known.expand(4, 1, -1, -1))
     assert (y[MASK_CHANNELS:, 0, known == 0] == 0).all() and (y[MASK_CHANNELS:, 0, known == 1] > 0).all()
-    behind = warp_condition(ramp(1), turn(turn_deg=180), INTRINSICS)
+    centred = torch.tensor([80.0, 80.0, 52.0, 36.0])  # on the centre of a cell, whose ray leads straight back
+    behind = warp_condition(ramp(1), turn(turn_deg=180), centred)
     assert not behind.any(), "what lies behind is not seen through the back"
 
 
