@@ -102,3 +102,15 @@ def test_decoder_caches_are_what_the_decoder_asks_for():
     world = random_world(tiny_config(), num_slots=1)
     _, caches = world.vae.decode(torch.zeros(1, 16, 1, 4, 6), None, first=True)
     assert [cache.shape[1:] for cache in caches] == [cache.shape[1:] for cache in world.slab.decoder]
+
+
+def reachable(thing: object) -> list[torch.Tensor]:
+    if isinstance(thing, torch.Tensor):
+        return [thing]
+    return [t for part in thing for t in reachable(part)] if isinstance(thing, list | tuple) else []
+
+
+def test_nothing_a_slab_keeps_escapes_cleaning(slab):
+    kept = [t for value in vars(slab).values() for t in reachable(value)]
+    assert {t.data_ptr() for t in kept} == {t.data_ptr() for t in slab.tensors()}
+    assert all(t.shape[0] == 4 for t in kept), "a slot is a row of every tensor"
