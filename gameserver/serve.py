@@ -47,9 +47,6 @@ def world_loader(path: str | None, num_slots: int) -> LoadWorld:
         if path == "pattern":  # numpy only: there within a blink
             return PatternWorld(num_slots=num_slots)
         report("importing torch", 0.0)
-        # Read at the import. Threads that spin for each other's work cost everybody a multiple where cores are shared
-        # with a browser or encoders.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from world.loader import load_world
 
         world: World = load_world(path, num_slots, report)
