@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from world.chunk import Geometry
 from world.nn.dit import DiTConfig
 from world.nn.vae import VAEConfig
 from world.sampler import Schedule
+from world.views import ViewRules
+
+CONDITION_CHANNELS = {"first_frame": 20, "warp": 40}  # see world.scene
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +24,14 @@ class WorldConfig:
     window_frames: int  # latent frames a chunk attends to: sink + recent ones + itself
     sink_frames: int  # the stream's first frames, never evicted
     conditioning: Literal["first_frame", "warp"] = "first_frame"  # see world.scene
+    views: ViewRules = field(default_factory=ViewRules)  # what a warped stream remembers
+    eye_units: float = 0.425  # how far below the camera a warp takes the ground to be, in pose units
     max_rows: int = 8  # rows in one forward
 
     def __post_init__(self) -> None:
+        latent, y = self.geometry.latent_channels, CONDITION_CHANNELS[self.conditioning]
+        if self.dit.in_channels != latent + y:
+            raise ValueError(f"{self.dit.in_channels} input channels are not {latent} latent and {y} of the condition")
         recent = self.window_frames - self.sink_frames
         if self.sink_frames < 0 or recent < self.geometry.chunk_frames:
             raise ValueError(

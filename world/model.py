@@ -19,9 +19,10 @@ from world.nn.dit import CausalDiT
 from world.nn.vae import VideoVAE
 from world.picture import to_i420, to_video
 from world.sampler import noise
-from world.scene import encode_image, first_frame_condition, warp_condition
+from world.scene import encode_image, first_frame_condition, moves_between, warp_condition
 from world.slab import Slab
 from world.text import PromptCache, TextEncoder
+from world.views import Views
 
 PROMPTS_KEPT = 256  # encoded prompts kept, oldest use evicted
 
@@ -44,6 +45,7 @@ class DiffusionWorld:
         self.denoiser = Denoiser(cfg, dit, self.slab)
         self._num_slots = num_slots
         self._starts: dict[int, Start] = {}
+        self._views: dict[int, Views] = {}
         self._text_lock = threading.Lock()
         self._prompts = PromptCache(PROMPTS_KEPT)
         for slot in range(1, num_slots + 1):
@@ -115,10 +117,11 @@ class DiffusionWorld:
         self.slab.clean(slot)
         self.denoiser.set_text(slot, start.prompt.encoded)
         self._starts[slot] = start
+        self._views[slot] = Views(self.cfg.views)
 
     @torch.inference_mode()
     def close(self, slot: int) -> None:
-        del self._starts[slot]
+        del self._starts[slot], self._views[slot]
         self.slab.poison(slot)
 
     @torch.inference_mode()
@@ -132,7 +135,10 @@ class DiffusionWorld:
         fresh = torch.stack(noise) if noise else self.slab.x[:0]
         slots, chunks, steps = self._columns([*denoising, *commits])
         self.denoiser.step(slots, chunks, steps, len(denoising), fresh)
-        return self._decode([row for row in denoising if row.step_index == self.num_steps - 1])
+        done = [row for row in denoising if row.step_index == self.num_steps - 1]
+        if self.cfg.conditioning == "warp":
+            self._remember(done)
+        return self._decode(done)
 
     def _columns(self, rows: Sequence[Row]) -> Tensor:
         """int64 [3, B]: slots, chunk indices, step indices."""
@@ -172,11 +178,32 @@ class DiffusionWorld:
         start, frames = self._starts[row.slot], self.geometry.chunk_frames
         if self.cfg.conditioning == "first_frame":
             return first_frame_condition(start.image, row.chunk_index * frames, frames)
+        views, poses = self._views[row.slot], row.poses[1:]
+        if not views.poses:
+            views.remember(poses[0])
+            self.slab.views[row.slot, 0] = start.image[:, 0]
+        place = views.recall(poses[-1])
         newest = start.image[:, 0] if row.chunk_index == 0 else self.slab.x[row.slot, :, -1]
-        turns = row.poses[0, :3, :3].T.astype(np.float64) @ row.poses[1:, :3, :3].astype(np.float64)
-        intrinsics = torch.from_numpy(start.intrinsics).to(self.device)
-        newest = newest.expand(frames, -1, -1, -1)
-        return warp_condition(newest, torch.from_numpy(turns.astype(np.float32)).to(self.device), intrinsics)
+        old = row.poses[:1] if row.chunk_index > 0 else poses[:1]
+        known = [(newest, old), (self.slab.views[row.slot, place], views.poses[place][None])]
+        return torch.cat([self._warp(latent, pose, poses, start.intrinsics) for latent, pose in known])
+
+    def _warp(
+        self, latent: Tensor, old: NDArray[np.floating[Any]], new: NDArray[np.float32], intrinsics: NDArray[np.float32]
+    ) -> Tensor:
+        """A latent [16, h, w] seen from one pose, as it would look from f others: [20, f, h, w]."""
+        moves, down = moves_between(new, np.repeat(old, len(new), axis=0))
+        return warp_condition(
+            latent.expand(len(new), -1, -1, -1), moves.to(self.device), down.to(self.device),
+            torch.from_numpy(intrinsics).to(self.device), self.cfg.eye_units,
+        )  # fmt: skip
+
+    def _remember(self, rows: Sequence[Row]) -> None:
+        """Keep the newest latent of these rows' finished chunks where no view stands for it."""
+        for row in rows:
+            place = self._views[row.slot].remember(row.poses[-1])
+            if place is not None:
+                self.slab.views[row.slot, place] = self.slab.x[row.slot, :, -1]
 
     def _decode(self, rows: Sequence[Row]) -> list[Picture]:
         """Rows' finished latents -> pictures, a latent frame of all rows at a time. Rows at the start of a stream
@@ -198,5 +225,3 @@ class DiffusionWorld:
         for kept, new in zip(self.slab.decoder, caches, strict=True):
             kept.index_copy_(0, at, new.to(kept.dtype))
         return to_i420(video).cpu().numpy()
-
-

@@ -75,11 +75,13 @@ class Slab:
         self.camera: list[Pair] = [(zeros(*chunk), zeros(*chunk)) for _ in self.k]
         self.x = zeros(geometry.latent_channels, *size, dtype=torch.float32)  # the chunk's latents, noisy then clean
         self.y = zeros(dit.in_channels - geometry.latent_channels, *size, dtype=torch.float32)
+        views = cfg.views.capacity if cfg.conditioning == "warp" else 0
+        self.views = zeros(views, geometry.latent_channels, *size[1:], dtype=torch.float32)
         self.decoder = [zeros(*shape[1:], dtype=vae_dtype) for shape in decoder_cache_shapes(cfg)]
         self.ring_attention: Ring = ring_door(device, dit_dtype)
 
     def tensors(self) -> Iterator[Tensor]:
-        yield from (*self.k, *self.v, self.x, self.y, *self.decoder)
+        yield from (*self.k, *self.v, self.x, self.y, self.views, *self.decoder)
         for pair in (*self.text, *self.camera):
             yield from pair
 

@@ -1,4 +1,4 @@
-"""Conditioning that streams: one bounded encode and then a constant; a warp that turns as the camera does."""
+"""Conditioning that streams: one bounded encode and then a constant; a warp that moves as the camera does."""
 
 from __future__ import annotations
 
@@ -9,9 +9,17 @@ import torch.nn.functional as F
 
 from tests.world.test_vae import tiny_vae
 from world.motion import step_pose
-from world.scene import CONSTANT_FROM, MASK_CHANNELS, encode_image, first_frame_condition, warp_condition
+from world.scene import (
+    CONSTANT_FROM,
+    MASK_CHANNELS,
+    encode_image,
+    first_frame_condition,
+    moves_between,
+    warp_condition,
+)
 
 INTRINSICS = torch.tensor([80.0, 80.0, 48.0, 32.0])  # of a 96 x 64 picture: 12 x 8 latent cells
+EYE_UNITS = 0.4
 
 
 def picture(seed: int) -> torch.Tensor:
@@ -42,10 +50,13 @@ def test_first_frame_condition(first_frame):
         assert (y[:MASK_CHANNELS, i] == float(index == 0)).all()
 
 
-def turn(turn_deg: float = 0.0, pitch_deg: float = 0.0) -> torch.Tensor:
-    """The rotation from the camera after the turn to the one before, [1, 3, 3]."""
-    pose = step_pose(np.eye(4), turn_deg=turn_deg, pitch_up_deg=pitch_deg)
-    return torch.from_numpy(pose[:3, :3].astype(np.float32))[None]
+def moved(**step: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a camera at the identity did in one step, as a warp wants it: moves [1, 4, 4] and down [1, 3]."""
+    return moves_between(step_pose(np.eye(4), **step)[None], np.eye(4)[None])
+
+
+def warp(latents: torch.Tensor, intrinsics: torch.Tensor = INTRINSICS, **step: float) -> torch.Tensor:
+    return warp_condition(latents, *moved(**step), intrinsics, EYE_UNITS)
 
 
 def ramp(axis: int) -> torch.Tensor:
@@ -54,39 +65,77 @@ def ramp(axis: int) -> torch.Tensor:
     return torch.arange(shape[axis]).float().view((-1, 1) if axis == 0 else (1, -1)).expand(1, 16, *shape)
 
 
-def test_no_turn_returns_the_latent():
+def test_no_move_returns_the_latent():
     latent = torch.randn(1, 16, 8, 12, generator=torch.Generator().manual_seed(0))
-    y = warp_condition(latent, turn(), INTRINSICS)
-    assert y.shape == (20, 1, 8, 12) and (y[:MASK_CHANNELS] == 1).all()
+    y = warp(latent)
+    assert y.shape == (20, 1, 8, 12) and (y[0] == 1).all() and not y[1:MASK_CHANNELS].any()
     torch.testing.assert_close(y[MASK_CHANNELS:, 0], latent[0], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     "turned, axis, moves",
-    [(dict(turn_deg=10), 1, 1), (dict(turn_deg=-10), 1, -1), (dict(pitch_deg=10), 0, -1), (dict(pitch_deg=-10), 0, 1)],
+    [
+        (dict(turn_deg=10), 1, 1),
+        (dict(turn_deg=-10), 1, -1),
+        (dict(pitch_up_deg=10), 0, -1),
+        (dict(pitch_up_deg=-10), 0, 1),
+    ],
 )
 def test_a_turn_moves_the_picture_the_other_way(turned, axis, moves):
     """Turning right, what was further right comes to the middle; looking up, what was higher."""
-    y = warp_condition(ramp(axis), turn(**turned), INTRINSICS)
+    y = warp(ramp(axis), **turned)
     middle = y[MASK_CHANNELS, 0, 3:5, 5:7].mean() - ramp(axis)[0, 0, 3:5, 5:7].mean()
     cells = moves * 80 * np.tan(np.radians(10)) / 8
     assert middle.item() == pytest.approx(cells, abs=0.05)
 
 
+def test_walking_moves_the_ground_and_leaves_the_sky():
+    """A point of flat ground at distance z is eye / z below the horizon; what is above it is far away."""
+    ahead = 0.2
+    y = warp(ramp(0), forward=ahead)[MASK_CHANNELS, 0, :, 6]
+    rows = torch.arange(8.0)
+    torch.testing.assert_close(y[:4], rows[:4], rtol=0, atol=0.05)
+    focal, horizon = 80 / 8, 4.0 - 0.5  # in cells; a cell's centre
+    depth = focal * EYE_UNITS / (rows[4:] - horizon)
+    torch.testing.assert_close(y[4:], horizon + focal * EYE_UNITS / (depth + ahead), rtol=0, atol=0.05)
+    assert (y[4:] < rows[4:]).all()  # what is near now was farther away
+
+
+def test_walking_sideways_moves_the_near_more_than_the_far():
+    y = warp(ramp(1), right=0.1)[MASK_CHANNELS, 0, :, 5]
+    shift = y - 5
+    assert (shift[:4].abs() < 0.05).all() and (shift[5:].diff() > 0).all()
+
+
+def test_how_far_the_camera_moved_is_told():
+    y = warp(ramp(1), forward=3.0, right=-1.0)
+    seen = y[0] == 1
+    assert torch.allclose(y[1][seen], torch.tensor(-0.5)) and torch.allclose(y[3][seen], torch.tensor(0.75))
+    assert not y[2].any()
+
+
 def test_the_mask_says_where_the_old_picture_still_knows():
-    y = warp_condition(ramp(1) + 1, turn(turn_deg=20), INTRINSICS)
+    y = warp(ramp(1) + 1, turn_deg=20)
     known = y[0, 0]
     assert (known[:, :6] == 1).all() and (known[:, -3:] == 0).all()
-    assert torch.equal(y[:MASK_CHANNELS], known.expand(4, 1, -1, -1))
     assert (y[MASK_CHANNELS:, 0, known == 0] == 0).all() and (y[MASK_CHANNELS:, 0, known == 1] > 0).all()
     centred = torch.tensor([80.0, 80.0, 52.0, 36.0])  # on the centre of a cell, whose ray leads straight back
-    behind = warp_condition(ramp(1), turn(turn_deg=180), centred)
-    assert not behind.any(), "what lies behind is not seen through the back"
+    assert not warp(ramp(1), centred, turn_deg=180).any(), "what lies behind is not seen through the back"
 
 
-def test_frames_of_a_chunk_turn_apart():
-    turns = torch.cat([turn(), turn(turn_deg=15)])
+def test_frames_of_a_chunk_move_apart():
+    poses = np.stack([np.eye(4), step_pose(np.eye(4), turn_deg=15, forward=0.3)])
+    moves, down = moves_between(poses, np.tile(np.eye(4), (2, 1, 1)))
     latents = torch.randn(2, 16, 8, 12, generator=torch.Generator().manual_seed(0))
-    y = warp_condition(latents, turns, INTRINSICS)
-    for i in range(2):
-        assert torch.equal(y[:, i : i + 1], warp_condition(latents[i : i + 1], turns[i : i + 1], INTRINSICS))
+    y = warp_condition(latents, moves, down, INTRINSICS, EYE_UNITS)
+    for i in (slice(0, 1), slice(1, 2)):
+        assert torch.equal(y[:, i], warp_condition(latents[i], moves[i], down[i], INTRINSICS, EYE_UNITS))
+
+
+def test_a_small_step_far_from_the_origin_keeps_its_bits():
+    far = np.eye(4)
+    far[:3, 3] = 1e6, 0, -1e6
+    moves, _ = moves_between(step_pose(far, forward=0.05, turn_deg=2)[None], far[None])
+    near, down = moved(forward=0.05, turn_deg=2)
+    torch.testing.assert_close(moves, near, rtol=0, atol=1e-7)
+    assert down.tolist() == [[0, 1, 0]]

@@ -23,6 +23,7 @@ from world.nn.text import ByteTextConfig, ByteTextEncoder
 from world.nn.vae import VAEConfig, VideoVAE
 from world.sampler import Schedule, from_sigmas
 from world.text import ByteText
+from world.views import ViewRules
 
 PROMPTS = ("a meadow at noon", "snow", "the sea, and a storm over it")
 KEYS = "wasd"
@@ -41,12 +42,16 @@ def tiny_config(
     return WorldConfig(
         name="tiny",
         geometry=Geometry(width=width, height=height, fps=16, chunk_frames=chunk_frames),
-        dit=DiTConfig(32, 2, 2, 64, text_len=31, text_dim=16, control_channels=control_channels, freq_dim=32),
+        dit=DiTConfig(
+            32, 2, 2, 64, text_len=31, text_dim=16, control_channels=control_channels, freq_dim=32,
+            in_channels=56 if conditioning == "warp" else 36,
+        ),
         vae=VAEConfig(dim=4, encoder_blocks=1, decoder_blocks=1),
         schedule=schedule or from_sigmas((1.0, 0.5)),
         window_frames=window_frames,
         sink_frames=sink_frames,
         conditioning=conditioning,  # type: ignore[arg-type]
+        views=ViewRules(capacity=3),  # soon full, so that views make room for others
     )
 
 

@@ -1,4 +1,5 @@
-"""Random walks for training: keys held for a while, still moments, now and then a fast look around with the mouse."""
+"""Random walks for training: keys held for a while, still moments, now and then a fast look around with the mouse, and
+ways that lead back to where they began."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from numpy.typing import NDArray
 
 from world.motion import KEY_STEP_DEG, KEY_STEP_UNITS
 
+AND_BACK = 0.35  # share of walks that retrace their beginning
 _PITCH_LIMIT_DEG = 30.0  # training looks little above or below this
 
 
@@ -33,6 +35,9 @@ def random_axes(rng: np.random.Generator, count: int, steps: int) -> NDArray[np.
                     held *= rng.uniform(0.2, 1.0)
             clip[at : at + length] = held
             at += length
+        if rng.random() < AND_BACK:
+            out = int(rng.integers(steps // 6, steps // 2 + 1))
+            clip[out : 2 * out] = -clip[:out][::-1]
     return axes
 
 

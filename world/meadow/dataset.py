@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,54 +14,78 @@ from torch import Tensor
 
 from world.chunk import TEMPORAL_STRIDE
 from world.meadow.clips import random_poses
-from world.meadow.config import TEXT
-from world.meadow.look import random_look
-from world.meadow.teacher import Draw, default_intrinsics, make_terrain, render
+from world.meadow.config import TEXT, meadow_config
+from world.meadow.look import Look, random_look
+from world.meadow.teacher import Brushes, default_intrinsics, make_terrain, render
 from world.nn.text import PADDING, byte_ids
+from world.views import recalled_frames
 
 TRAINING_SEEDS = 700_000  # seeds below this are for training, the rest are held out
+CHANGING = 0.35  # share of clips whose prompt changes on the way
+_TENSORS = ("pictures", "poses", "recalled", "change")
+CHANGES = ("time", "season", "weather", "towers")  # what a prompt may change on the way: the place stays where it is
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Clips:
-    """C clips of n = 4 (m - 1) + 1 video frames, m latent frames."""
+    """C clips of m latent frames. `pictures` are uint8 [C, 4 (m - 1) + 1, 3, H, W], or once encoded float16 latents
+    [C, m, 16, h, w]; the second of a clip's prompts holds from latent frame `change` on (m: never)."""
 
-    frames: Tensor  # uint8 [C, n, 3, H, W]
-    poses: Tensor  # float32 [C, n, 4, 4]
-    prompts: tuple[str, ...]
-
-    @property
-    def latent_poses(self) -> Tensor:
-        """[C, m, 4, 4]: a latent frame has the pose of the last video frame it decodes to."""
-        return self.poses[:, ::TEMPORAL_STRIDE]
+    pictures: Tensor
+    poses: Tensor  # float32 [C, m, 4, 4], of the last video frame each latent frame decodes to
+    recalled: Tensor  # int64 [C, m], the frame whose view each is shown (world.views)
+    change: Tensor  # int64 [C]
+    prompts: tuple[tuple[str, str], ...]  # [C]
 
 
 def draw_clips(
-    seed: int, count: int, frames: int, device: torch.device, held_out: bool = False, draw: Draw | None = None
-) -> Clips:
+    seed: int, count: int, latent_frames: int, device: torch.device, held_out: bool = False,
+    brushes: Brushes | None = None, keep_on_device: bool = False,
+) -> Clips:  # fmt: skip
     """A pure function of its arguments (on one device). Every clip has its own place, look and walk."""
     rng = np.random.default_rng([seed, int(held_out)])
     low, high = (TRAINING_SEEDS, 2 * TRAINING_SEEDS) if held_out else (0, TRAINING_SEEDS)
     seeds = [int(s) for s in rng.integers(low, high, count)]
     looks = [random_look(rng) for _ in range(count)]
+    later = [changed(look, rng) for look in looks]
+    frames = TEMPORAL_STRIDE * (latent_frames - 1) + 1
     poses = torch.from_numpy(random_poses(rng, count, frames))
-    pictures, _ = render(make_terrain(seeds, looks, device), poses, default_intrinsics(), draw=draw)
-    return Clips(pictures.cpu(), poses, tuple(look.prompt(rng) for look in looks))
+    change = torch.from_numpy(rng.integers(2, max(3, latent_frames - 2), count))
+    change = torch.where(torch.from_numpy(rng.random(count) < CHANGING), change, latent_frames)
+    first_changed = TEMPORAL_STRIDE * (change - 1) + 1  # the first of the video frames that latent frame decodes to
+    which = (torch.arange(frames) >= first_changed[:, None]).long()
+    terrain = make_terrain(seeds * 2, looks + later, device)
+    worlds = which * count + torch.arange(count)[:, None]
+    pictures, _ = render(terrain, poses, default_intrinsics(), worlds=worlds, brushes=brushes)
+    prompts = tuple((look.prompt(rng), then.prompt(rng)) for look, then in zip(looks, later, strict=True))
+    latent_poses = poses[:, ::TEMPORAL_STRIDE].contiguous()
+    recalled = np.stack([recalled_frames(path, meadow_config().views) for path in latent_poses.numpy()])
+    return Clips(
+        pictures if keep_on_device else pictures.cpu(), latent_poses, torch.from_numpy(recalled), change, prompts
+    )
+
+
+def changed(look: Look, rng: np.random.Generator) -> Look:
+    """The same place, with some of what a prompt may change drawn again."""
+    other = random_look(rng)
+    return replace(look, **{f.name: getattr(other, f.name) for f in fields(Look)
+                            if f.name in CHANGES and rng.random() < 0.5})  # fmt: skip
 
 
 def save(clips: Clips, path: Path) -> None:
     half = path.with_suffix(".part")
-    save_file({"frames": clips.frames, "poses": clips.poses}, half, {"prompts": "\n".join(clips.prompts)})
+    save_file({name: getattr(clips, name) for name in _TENSORS}, half, {"prompts": json.dumps(clips.prompts)})
     half.replace(path)
 
 
 def load(path: Path) -> Clips:
     with safe_open(path, "pt") as file:
-        return Clips(file.get_tensor("frames"), file.get_tensor("poses"), tuple(file.metadata()["prompts"].split("\n")))
+        prompts = tuple((first, then) for first, then in json.loads(file.metadata()["prompts"]))
+        return Clips(*(file.get_tensor(name) for name in _TENSORS), prompts)
 
 
-def prompt_ids(prompts: tuple[str, ...], device: torch.device) -> Tensor:
-    """int64 [C, rows], padded at the end."""
+def prompt_ids(prompts: list[str], device: torch.device) -> Tensor:
+    """int64 [n, rows], padded at the end."""
     ids = [byte_ids(prompt, TEXT.max_bytes) for prompt in prompts]
     padded = torch.full((len(ids), max(map(len, ids))), PADDING)
     for row, one in zip(padded, ids, strict=True):

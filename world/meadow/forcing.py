@@ -2,35 +2,40 @@
 
 The DiT runs two rows a frame: one that carries the history (t = 0, what a commit leaves in the ring) and one that
 denoises. Self-attention goes through `Windows`, which shows each row just what the ring would hold when serving.
-The history is the clip itself with noise on it (teacher forcing), or what the student made of it (its own rollout).
+The history is the clip itself with noise on it (teacher forcing), or what the student made of it, any number of
+generations on (its own rollout).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from world import camera
+from world.chunk import SPATIAL_STRIDE
 from world.config import WorldConfig
 from world.meadow.teacher import default_intrinsics
 from world.nn.dit import CausalDiT, Pair
 from world.nn.rope import rotations
 from world.nn.text import ByteTextEncoder
-from world.scene import warp_condition
+from world.scene import moves_between, warp_condition
 
 SCALE = 0.2  # pose units that count as 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """C clips of m latent frames."""
+    """C clips of m latent frames, each with two prompts: the second holds from frame `change` on."""
 
     latents: Tensor  # float32 [C, m, 16, h, w], normalised
     poses: Tensor  # float32 [C, m, 4, 4]
-    prompt_ids: Tensor  # int64 [C, rows]
+    recalled: Tensor  # int64 [C, m], the frame whose view each frame is shown (world.views)
+    prompt_ids: Tensor  # int64 [2 C, rows], all first ones before all second ones
+    change: Tensor  # int64 [C]
 
 
 class Windows:
@@ -72,13 +77,6 @@ class Windows:
         return F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=self.mask).transpose(1, 2)
 
 
-def turns(poses: Tensor) -> Tensor:
-    """Rotations [C, m, 3, 3] from each frame's camera to the one before; the first is the identity."""
-    r = poses[..., :3, :3].double()
-    before = torch.cat([r[:, :1], r[:, :-1]], dim=1)
-    return (before.transpose(-1, -2) @ r).float()
-
-
 def control(poses: Tensor, height: int, width: int, device: torch.device) -> Tensor:
     """Poses [C, m, 4, 4] -> control channels a frame [C m, 384, 1, h, w]."""
     relative = torch.stack(
@@ -88,50 +86,75 @@ def control(poses: Tensor, height: int, width: int, device: torch.device) -> Ten
     return camera.rays(relative, intrinsics, height, width).transpose(1, 2).flatten(0, 1)[:, :, None]
 
 
-def condition(history: Tensor, poses: Tensor, width: int, height: int) -> Tensor:
-    """The warp condition of frames [C m, 20, 1, h, w], from a history [C, m, 16, h, w]; frame 0 has its own latent."""
-    before = torch.cat([history[:, :1], history[:, :-1]], dim=1).flatten(0, 1)
-    intrinsics = default_intrinsics(width, height).to(history.device)
-    return warp_condition(before, turns(poses).flatten(0, 1), intrinsics).transpose(0, 1)[:, :, None]
+def condition(history: Tensor, batch: Batch, eye_units: float) -> Tensor:
+    """The warp condition of frames [C m, 40, 1, h, w]: the frame before and the recalled one, from a history
+    [C, m, 16, h, w]. Frame 0 is shown itself, and the start picture's view is always the true one."""
+    height, width = (SPATIAL_STRIDE * cells for cells in history.shape[-2:])
+    device, (clips, frames) = history.device, history.shape[:2]
+    intrinsics = default_intrinsics(width, height).to(device)
+    poses = batch.poses.cpu().numpy()
+    clip = np.arange(clips)[:, None]
+    before = np.broadcast_to(np.maximum(np.arange(frames) - 1, 0), (clips, frames))
+    views = torch.cat([batch.latents[:, :1], history[:, 1:]], dim=1)
+    parts = []
+    for source, frame in ((torch.cat([views[:, :1], history[:, :-1]], dim=1), before), (None, batch.recalled.numpy())):
+        moves, down = moves_between(poses.reshape(-1, 4, 4), poses[clip, frame].reshape(-1, 4, 4))
+        if source is None:
+            source = views[torch.from_numpy(clip).to(device), torch.from_numpy(frame).to(device)]
+        shown = warp_condition(source.flatten(0, 1), moves.to(device), down.to(device), intrinsics, eye_units)
+        parts.append(shown.transpose(0, 1)[:, :, None])
+    return torch.cat(parts, dim=1)
 
 
 def predict(
-    cfg: WorldConfig, dit: CausalDiT, text: ByteTextEncoder, batch: Batch, history: Tensor, sigma: Tensor,
-    noise: Tensor, start_frame: Tensor,
+    cfg: WorldConfig, dit: CausalDiT, text: ByteTextEncoder, batch: Batch, clean: Tensor, history: Tensor,
+    sigma: Tensor, noise: Tensor, start_frame: Tensor,
 ) -> Tensor:  # fmt: skip
-    """The flow of every frame of a batch [C, m, 16, h, w].
+    """The flow of every frame [C, m, 16, h, w] from (1 - sigma) clean + sigma noise.
 
     history [C, m, 16, h, w] is what the ring was given, sigma [C, m], noise like the latents, and start_frame int64
     [C] moves all frames but the sink to a later place in the stream, so that no distance to the sink is a stranger.
     """
-    clips, frames = batch.latents.shape[:2]
-    geometry, device = cfg.geometry, batch.latents.device
-    size = geometry.width, geometry.height
-    y = condition(history, batch.poses.to(device), *size)
+    clips, frames = clean.shape[:2]
+    geometry, device = cfg.geometry, clean.device
+    y = condition(history, batch, cfg.eye_units)
     level = sigma[..., None, None, None]
-    x = torch.cat([history, (1 - level) * batch.latents + level * noise]).flatten(0, 1)[:, :, None]
+    x = torch.cat([history, (1 - level) * clean + level * noise]).flatten(0, 1)[:, :, None]
     x = torch.cat([x, y.repeat(2, 1, 1, 1, 1)], dim=1)
     e, e0 = dit.time(torch.cat([torch.zeros_like(sigma), 1000 * sigma]).flatten())
     index = torch.arange(frames, device=device)
     first = torch.where(index < cfg.sink_frames, index, index + start_frame[:, None]).flatten().repeat(2)
     grid = 1, geometry.latent_height // 2, geometry.latent_width // 2
     cameras = [twice(pair) for pair in dit.camera(control(batch.poses, geometry.height, geometry.width, device))]
-    texts = [spread(pair, clips, frames) for pair in dit.text(text(batch.prompt_ids))]
+    second = (index >= batch.change.to(device)[:, None]).long()  # [C, m]: which prompt holds
+    prompt = (second * clips + torch.arange(clips, device=device)[:, None]).flatten().repeat(2)  # [2 C m]
+    texts = [(k[prompt], v[prompt]) for k, v in dit.text(text(batch.prompt_ids))]
     turn = rotations(first, *grid, cfg.dit.head_dim)
     flow = dit(x, e, e0, cameras, texts, turn, Windows(cfg, clips, frames, device), x.shape[0])
     return flow[clips * frames :, :, 0].unflatten(0, (clips, frames)).float()
 
 
-def flow_loss(batch: Batch, noise: Tensor, flow: Tensor) -> Tensor:
+@torch.no_grad()
+def next_generation(
+    cfg: WorldConfig, dit: CausalDiT, text: ByteTextEncoder, batch: Batch, history: Tensor, start_frame: Tensor
+) -> Tensor:
+    """What the student makes of every frame, given this history, with the sampler it is served with.
+
+    Applied k times to the true clip it gives, for all frames at once, what rolling out from the truth k frames back
+    would: errors k generations old, and from frame k on none of the truth but the start picture.
+    """
+    clean = torch.zeros_like(history)
+    for value in cfg.schedule.sigmas:
+        sigma, noise = torch.full(history.shape[:2], value, device=history.device), torch.randn_like(history)
+        flow = predict(cfg, dit, text, batch, clean, history, sigma, noise, start_frame)
+        clean = (1 - value) * clean + value * noise - value * flow
+    return clean
+
+
+def flow_loss(clean: Tensor, noise: Tensor, flow: Tensor) -> Tensor:
     """Mean squared error of the flow n - x0 (flow matching; Lipman et al. 2022)."""
-    return (flow - (noise - batch.latents)).square().mean()
+    return (flow - (noise - clean)).square().mean()
 
 
 def twice(pair: Pair) -> Pair:
     return pair[0].repeat(2, 1, 1), pair[1].repeat(2, 1, 1)
-
-
-def spread(pair: Pair, clips: int, frames: int) -> Pair:
-    """A clip's text K and V [C, n, N, d] for each of its rows [2 C m, n, N, d]."""
-    k, v = (t[None, :, None].expand(2, clips, frames, -1, -1, -1).flatten(0, 2) for t in pair)
-    return k, v

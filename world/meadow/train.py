@@ -2,28 +2,34 @@
 
 `python -m world.meadow.train {clips,vae,latents,dit,pack,preview} --dir RUN`, where a stage is
 
-clips    the teacher draws clips to shards
+clips    the teacher draws clips to shards, for the VAE
 vae      the VAE learns to hold them
-latents  the shards as latents, and their mean and std
+latents  the teacher draws more clips, which are kept as latents only
 dit      DiT and text encoder: first with the clip as history (noise on it), then with the student's own rollouts
 pack     averaged weights as one safetensors file, the one that ships
 preview  held-out walks, the teacher above the student, as a picture
 
-Every stage resumes where it stopped. Times are budgets in seconds, so that one recipe suits a laptop and a large GPU.
+Every stage resumes where it stopped. Times are budgets in seconds, so that one recipe suits a laptop and a large GPU;
+`vae` and `dit` take up shards that arrive while they run, so the stage before each may still be drawing beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
 import json
 import time
+from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from world.chunk import TEMPORAL_STRIDE
@@ -31,107 +37,156 @@ from world.config import WorldConfig
 from world.denoiser import Denoiser
 from world.meadow import dataset
 from world.meadow.config import TEXT, meadow_config
-from world.meadow.forcing import Batch, control, flow_loss, predict, turns
-from world.meadow.teacher import default_intrinsics, draw_frames
-from world.meadow.training import Run
+from world.meadow.forcing import Batch, condition, control, flow_loss, next_generation, predict
+from world.meadow.teacher import PLAIN, Brushes
+from world.meadow.training import Run, averaged
+from world.nn import vae as nn_vae
 from world.nn.dit import CausalDiT, init_weights
 from world.nn.text import ByteTextEncoder
-from world.nn.vae import VideoVAE
-from world.scene import warp_condition
+from world.nn.vae import Norm, VideoVAE
 from world.slab import Slab, put
 
+LATENT_SHARDS = 1_000_000  # shards of latents are numbered from here: other clips than the VAE saw
+KL = 1e-4  # weight of the divergence
+VIEWINGS = 8  # batches of clips that take turns
+POOL = 12  # batches whose histories grow old together
+OLDEST = 16  # generations after which a batch's history begins anew
 
-def shards(run: Path) -> list[Path]:
-    return sorted((run / "clips").glob("*.safetensors"))
+
+def shards(run: Path, kind: str) -> list[Path]:
+    return sorted((run / kind).glob("*.safetensors"))
 
 
 def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16)
 
 
+def brushes(args: argparse.Namespace) -> Brushes:
+    return PLAIN.compiled() if args.compile else PLAIN
+
+
 def clips(args: argparse.Namespace, device: torch.device) -> None:
     (args.dir / "clips").mkdir(parents=True, exist_ok=True)
-    draw = torch.compile(draw_frames) if args.compile else None
-    started, frames = time.monotonic(), TEMPORAL_STRIDE * (args.latent_frames - 1) + 1
+    draw = brushes(args)
+    for i in each_shard(args, "clips"):
+        drawn = dataset.draw_clips(i, args.shard_clips, args.latent_frames, device, brushes=draw)
+        dataset.save(drawn, args.dir / "clips" / f"{i:07d}.safetensors")
+
+
+def each_shard(args: argparse.Namespace, kind: str) -> Iterator[int]:
+    """The numbers of the shards to make that are not there yet, while there is time."""
+    started, made = time.monotonic(), 0
     for i in range(args.first_shard, args.first_shard + args.shards):
-        path = args.dir / "clips" / f"{i:05d}.safetensors"
-        if not path.exists():
-            dataset.save(dataset.draw_clips(i, args.shard_clips, frames, device, draw=draw), path)
-        done = i - args.first_shard + 1
-        rate = done * args.shard_clips * frames / (time.monotonic() - started)
-        took_s = time.monotonic() - started
-        print(f"clips: shard {done} of {args.shards}, {rate:.0f} frames/s, {took_s:.0f} s", flush=True)
+        if (args.dir / kind / f"{i:07d}.safetensors").exists():
+            continue
+        yield i
+        made, took_s = made + 1, time.monotonic() - started
+        rate = made * args.shard_clips * (TEMPORAL_STRIDE * (args.latent_frames - 1) + 1) / took_s
+        print(f"{kind}: shard {i} of {args.first_shard + args.shards}, {rate:.0f} frames/s, {took_s:.0f} s", flush=True)
         if took_s > args.seconds:
             break
 
 
 def vae_modules(device: torch.device) -> nn.ModuleDict:
     torch.manual_seed(0)
-    return nn.ModuleDict({"vae": VideoVAE(meadow_config().vae)}).to(device)
+    network = VideoVAE(meadow_config().vae)
+    nn_vae.init_weights(network)
+    return nn.ModuleDict({"vae": network}).to(device)
+
+
+@dataclass(slots=True, eq=False)
+class Viewing:
+    """Clips the VAE is on its way through, with both its caches."""
+
+    video: Tensor
+    at: int = 0
+    seeing: list[Tensor] | None = None
+    drawing: list[Tensor] | None = None
+
+    def next_piece(self) -> Tensor:
+        """[C, 3, 1 or 4, H, W]."""
+        length = 1 if self.at == 0 else TEMPORAL_STRIDE
+        self.at += length
+        return self.video[:, :, self.at - length : self.at]
 
 
 def vae(args: argparse.Namespace, device: torch.device) -> None:
+    """Clips are walked through in pieces with both caches carried on: trained on beginnings alone, a VAE fell from 22
+    dB at its ninth frame to 14 at its sixteenth. With the encoder held, a new decoder learns to read old latents."""
     modules = vae_modules(device)
-    run = Run(args.dir / "vae.pt", modules, args.seconds, lr=1e-3)
     network = modules["vae"]
+    if args.hold_encoder:
+        held = {key: t for key, t in packed(args.hold_encoder, "vae").items() if key.startswith(("encoder.", "conv1."))}
+        network.load_state_dict(network.state_dict() | held)
+        for part in (network.encoder, network.conv1):
+            part.requires_grad_(False)
+    run = Run(args.dir / "vae.pt", modules, args.seconds, lr=args.lr or 1.5e-3)
+    if args.compile:
+        for module in network.modules():
+            if isinstance(module, Norm):
+                module.compile(dynamic=False)
     rng = np.random.default_rng(run.step)
     known: dict[Path, Tensor] = {}
-    video, at, seeing, drawing = torch.zeros(0, 3, 0, 0, 0), 0, None, None
+    viewings: list[Viewing | None] = [None] * VIEWINGS
+    began, psnrs = time.monotonic(), deque[float](maxlen=50)
     for share in run.steps():
-        if run.step % 500 == 0:  # shards may still be arriving
-            known |= {path: dataset.load(path).frames.to(device) for path in shards(args.dir) if path not in known}
-        if at >= video.shape[2]:
+        if run.step % 250 == 0:
+            new = [path for path in shards(args.dir, "clips") if path not in known]
+            known |= {path: dataset.load(path).pictures.to(device) for path in new}
+        viewing = viewings[run.step % VIEWINGS]
+        if viewing is None or viewing.at >= viewing.video.shape[2] or rng.random() < 0.1:
             frames = list(known.values())[int(rng.integers(len(known)))]
-            which = torch.from_numpy(rng.permutation(len(frames))[: args.batch // 2]).to(device)
-            video, at, seeing, drawing = dataset.to_video(frames[which], device), 0, None, None
-        # A clip is walked through in pieces with both caches carried on: trained on beginnings alone, a VAE of 9 frames
-        # fell from 22 to 14 dB at the sixteenth.
-        first, length = at == 0, 1 if at == 0 else 2 * TEMPORAL_STRIDE
-        piece = video[:, :, at : at + length]
+            which = torch.from_numpy(rng.permutation(len(frames))[: args.batch]).to(device)
+            viewing = viewings[run.step % VIEWINGS] = Viewing(dataset.to_video(frames[which], device))
+        first, piece = viewing.at == 0, viewing.next_piece()
         with autocast(device):
-            moments, seeing = network.moments(piece, seeing, first)
+            moments, seeing = network.moments(piece, viewing.seeing, first)
             mu, log_var = moments.chunk(2, dim=1)
             log_var = log_var.clamp(-20, 10)
             z = mu + torch.randn_like(mu) * (0.5 * log_var).exp()
-            seen, drawing = network.decode(z, drawing, first)
-        seeing, drawing, at = [c.detach() for c in seeing], [c.detach() for c in drawing], at + length
+            seen, drawing = network.decode(z, viewing.drawing, first)
+        viewing.seeing, viewing.drawing = [c.detach() for c in seeing], [c.detach() for c in drawing]
         divergence = (mu.square() + log_var.exp() - 1 - log_var).mean()
         edges = sum((seen.diff(dim=d) - piece.diff(dim=d)).abs().mean() for d in (-1, -2))
-        run.update((seen - piece).abs().mean() + 2 * F.mse_loss(seen, piece) + edges + 1e-4 * divergence)
-        if run.step % 100 == 0:
-            psnr = -10 * (F.mse_loss(seen.detach().clamp(-1, 1), piece) / 4).log10().item()
-            print(f"vae: step {run.step}, {100 * share:.0f} %, PSNR {psnr:.2f} dB at frame {at - 1}", flush=True)
+        error = F.mse_loss(seen, piece)
+        run.update((seen - piece).abs().mean() + 2 * error + edges + KL * divergence)
+        if run.step % 10 == 0:
+            psnrs.append(-10 * (error.detach() / 4).log10().item())
+        if run.step % 500 == 0:
+            print(f"vae: step {run.step}, {100 * share:.0f} %, PSNR {sum(psnrs) / len(psnrs):.2f} dB, "
+                  f"{time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
+
+
+def packed(path: Path, name: str) -> dict[str, Tensor]:
+    """The weights of one network of a packed world, in float32."""
+    with safe_open(path, "pt") as file:
+        return {key[len(name) + 1 :]: file.get_tensor(key).float() for key in file.keys() if key.startswith(f"{name}.")}  # noqa: SIM118
 
 
 def trained_vae(args: argparse.Namespace, device: torch.device, cfg: WorldConfig) -> VideoVAE:
-    run = Run(args.dir / "vae.pt", vae_modules(device), 1.0, 0.0)
     network = VideoVAE(cfg.vae).to(device)
-    network.load_state_dict(run.averaged("vae"))
+    network.load_state_dict(averaged(args.dir / "vae.pt", "vae", device))
     return network.requires_grad_(False)
 
 
 @torch.no_grad()
 def latents(args: argparse.Namespace, device: torch.device) -> None:
+    """Draws and encodes; the mean and std of the first shard's latents normalise all."""
     (args.dir / "latents").mkdir(exist_ok=True)
-    network, sums = trained_vae(args, device, meadow_config()), torch.zeros(3, 16, dtype=torch.float64)
-    for path in shards(args.dir):
-        target = args.dir / "latents" / path.name
-        loaded = dataset.load(path)
-        if target.exists():
-            z = load_file(target)["latents"].float()
-        else:
-            with autocast(device):
-                z = torch.cat([encode_clip(network, dataset.to_video(f, device)) for f in loaded.frames.split(16)])
-            save_file({"latents": z.half().cpu(), "poses": loaded.latent_poses.contiguous()}, target,
-                      {"prompts": "\n".join(loaded.prompts)})  # fmt: skip
-        flat = z.double().cpu().transpose(1, 2).flatten(2).transpose(0, 1).flatten(1)  # [16, values]
-        sums += torch.stack([torch.full((16,), float(flat.shape[1])), flat.sum(1), flat.square().sum(1)])
-        if args.drop_frames:
-            path.unlink()
-    count, total, squares = sums
-    mean, std = total / count, (squares / count - (total / count) ** 2).sqrt()
-    (args.dir / "statistics.json").write_text(json.dumps({"mean": mean.tolist(), "std": std.tolist()}))
-    print(f"latents: std {std.min():.3f} to {std.max():.3f}", flush=True)
+    network, draw = trained_vae(args, device, meadow_config()), brushes(args)
+    for i in each_shard(args, "latents"):
+        drawn = dataset.draw_clips(
+            LATENT_SHARDS + i, args.shard_clips, args.latent_frames, device, brushes=draw, keep_on_device=True
+        )
+        with autocast(device):
+            z = torch.cat([encode_clip(network, dataset.to_video(f, device)) for f in drawn.pictures.split(16)])
+        if not (args.dir / "statistics.json").exists():
+            flat = z.double().movedim(2, 0).flatten(1)
+            statistics = {"mean": flat.mean(1).tolist(), "std": flat.std(1).tolist()}
+            (args.dir / "statistics.json").write_text(json.dumps(statistics))
+            print(f"latents: std {min(statistics['std']):.3f} to {max(statistics['std']):.3f}", flush=True)
+        kept = dataclasses.replace(drawn, pictures=z.half().cpu().contiguous())
+        dataset.save(kept, args.dir / "latents" / f"{i:07d}.safetensors")
 
 
 def encode_clip(network: VideoVAE, video: Tensor) -> Tensor:
@@ -156,21 +211,23 @@ def dit_modules(cfg: WorldConfig, device: torch.device) -> nn.ModuleDict:
 def latent_batches(
     args: argparse.Namespace, cfg: WorldConfig, rng: np.random.Generator, device: torch.device
 ) -> Iterator[Batch]:
-    """Endless random crops of all latents, which fit in memory."""
-    files = sorted((args.dir / "latents").glob("*.safetensors"))
+    """Endless random clips of all shards, which fit in memory."""
     mean, std = (torch.tensor(s, device=device).view(1, 1, -1, 1, 1) for s in (cfg.vae.mean, cfg.vae.std))
-    tensors, prompts = [load_file(path) for path in files], []
-    for path in files:
-        with dataset.safe_open(path, "pt") as file:
-            prompts += file.metadata()["prompts"].split("\n")
-    z = torch.cat([t["latents"] for t in tensors]).to(device)
-    poses = torch.cat([t["poses"] for t in tensors])
-    ids = dataset.prompt_ids(tuple(prompts), device)
-    while True:
-        at = torch.from_numpy(rng.integers(len(z), size=args.batch))
-        start = int(rng.integers(z.shape[1] - args.crop + 1))
-        part = slice(start, start + args.crop)
-        yield Batch((z[at.to(device), part].float() - mean) / std, poses[at, part], ids[at.to(device)])
+    known: dict[Path, dataset.Clips] = {}
+    for count in itertools.count():
+        if count % 100 == 0:
+            new = [path for path in shards(args.dir, "latents") if path not in known]
+            known |= {path: to_device(dataset.load(path), device) for path in new}
+        shard = list(known.values())[int(rng.integers(len(known)))]
+        picked = rng.permutation(len(shard.poses))[: args.batch]
+        at = torch.from_numpy(picked)
+        prompts = [shard.prompts[i][which] for which in (0, 1) for i in picked]
+        z = (shard.pictures[at.to(device)].float() - mean) / std
+        yield Batch(z, shard.poses[at], shard.recalled[at], dataset.prompt_ids(prompts, device), shard.change[at])
+
+
+def to_device(clips: dataset.Clips, device: torch.device) -> dataset.Clips:
+    return dataclasses.replace(clips, pictures=clips.pictures.to(device))
 
 
 @torch.no_grad()
@@ -179,23 +236,32 @@ def rollout(cfg: WorldConfig, dit: CausalDiT, text: ByteTextEncoder, batch: Batc
     [C, m, 16, h, w], the first frame its own too."""
     count, frames = batch.latents.shape[:2]
     geometry, device = cfg.geometry, batch.latents.device
-    slab = Slab(cfg, count, device, torch.bfloat16, torch.bfloat16)
+    dtype = torch.bfloat16 if torch.is_autocast_enabled(device.type) else torch.float32
+    slab = Slab(cfg, count, device, dtype, dtype)
     denoiser = Denoiser(cfg, dit, slab)
     slots = torch.arange(1, count + 1, device=device)
-    put(slab.text, slots, dit.text(text(batch.prompt_ids)))
+    prompts = dit.text(text(batch.prompt_ids))
     channels = control(batch.poses, geometry.height, geometry.width, device).unflatten(0, (count, frames))
-    turned, lens = turns(batch.poses).to(device), default_intrinsics(geometry.width, geometry.height).to(device)
-    newest, made = batch.latents[:, 0], []
+    made = batch.latents.clone()  # frames not made yet are not looked at
     for i in range(frames):
-        y = warp_condition(newest, turned[:, i], lens).transpose(0, 1)[:, :, None]
+        second = (i >= batch.change.to(device)).long() * count + slots - 1
+        put(slab.text, slots, [(k[second], v[second]) for k, v in prompts])
+        y = condition(made[:, : i + 1], upto(batch, i + 1), cfg.eye_units).unflatten(0, (count, -1))[:, -1]
         denoiser.begin(slots, channels[:, i], y, torch.randn_like(slab.x[1:]))
         at = torch.full_like(slots, i)
         for step in range(cfg.schedule.num_steps):
             denoiser.step(slots, at, torch.full_like(slots, step), count, torch.randn_like(slab.x[1:]))
-        newest = slab.x[1:, :, 0].clone()
-        made.append(newest)
+        made[:, i] = slab.x[1:, :, 0]
         denoiser.step(slots, at, torch.full_like(slots, cfg.schedule.num_steps), 0, slab.x[:0])
-    return torch.stack(made, dim=1)
+    return made
+
+
+def upto(batch: Batch, frames: int) -> Batch:
+    """The beginning of every clip."""
+    part = slice(0, frames)
+    return dataclasses.replace(
+        batch, latents=batch.latents[:, part], poses=batch.poses[:, part], recalled=batch.recalled[:, part]
+    )
 
 
 def levels(cfg: WorldConfig, like: Tensor) -> Tensor:
@@ -206,50 +272,70 @@ def levels(cfg: WorldConfig, like: Tensor) -> Tensor:
     return torch.where(torch.rand_like(anywhere) < 0.5, picked, anywhere)
 
 
+@dataclass(slots=True, eq=False)
+class Aged:
+    """A batch and what the student made of it, `generation` times over."""
+
+    batch: Batch
+    history: Tensor
+    far: Tensor  # int64 [C], how much later in the stream the clip is played
+    generation: int = 0
+
+
+def fresh(batch: Batch) -> Aged:
+    count, device = len(batch.latents), batch.latents.device
+    far = torch.randint(0, 20_000, (count,), device=device) * (torch.rand(count, device=device) < 0.5)
+    return Aged(batch, batch.latents, far)
+
+
 def dit(args: argparse.Namespace, device: torch.device) -> None:
     cfg = trained_config(args)
     modules = dit_modules(cfg, device)
-    run = Run(args.dir / "dit.pt", modules, args.seconds, lr=args.lr)
+    run = Run(args.dir / "dit.pt", modules, args.seconds, lr=args.lr or 1e-3)
     network, text = modules["dit"], modules["text"]
-    served = CausalDiT(cfg.dit).to(device)  # the same weights for rollouts, whose shapes are not worth compiling
-    served.load_state_dict(network.state_dict(), assign=True)
     if args.compile:
         for block in network.blocks:
-            block.compile(dynamic=False)
+            block.compile()
     source = latent_batches(args, cfg, np.random.default_rng(run.step), device)
     torch.manual_seed(run.step)
-    own: Tensor | None = None
+    pool: list[Aged] = []
     began = time.monotonic()
     for share in run.steps():
-        self_made = share > args.own_from
-        if not self_made or run.step % args.reuse == 0 or own is None:
-            batch = next(source)
-            if self_made:
-                with autocast(device):
-                    own = rollout(cfg, served, text, batch).float()
-        level = 0.25 * torch.rand(args.batch, 1, 1, 1, 1, device=device)
-        level = level * (torch.rand_like(level) < 0.8)
-        clean = own if self_made and own is not None else batch.latents
-        history = clean + level * (0.2 if self_made else 1.0) * torch.randn_like(clean)
-        far = torch.randint(0, 20_000, (args.batch,), device=device) * (torch.rand(args.batch, device=device) < 0.5)
-        noise = torch.randn_like(clean)
+        if share <= args.own_from or len(pool) < POOL:
+            aged = fresh(next(source))
+            if share > args.own_from:
+                pool.append(aged)
+        else:
+            aged = pool[run.step % POOL]
+        level = 0.3 * torch.rand(args.batch, 1, 1, 1, 1, device=device)
+        level = level * (torch.rand_like(level) < 0.8) * (1.0 if aged.generation == 0 else 0.3)
+        clean = aged.batch.latents
+        history, noise = aged.history + level * torch.randn_like(clean), torch.randn_like(clean)
         with autocast(device):
-            flow = predict(cfg, network, text, batch, history, levels(cfg, clean), noise, far)
-        loss = flow_loss(batch, noise, flow)
+            flow = predict(cfg, network, text, aged.batch, clean, history, levels(cfg, clean), noise, aged.far)
+        loss = flow_loss(clean, noise, flow)
         run.update(loss)
         if run.step % 100 == 0:
-            drift = (clean - batch.latents)[:, -1].square().mean().sqrt().item()
-            print(f"dit: step {run.step}, {100 * share:.0f} %, loss {loss.item():.4f}, own error at the last frame "
-                  f"{drift:.3f}, {time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
+            error = (aged.history - clean)[:, -1].square().mean().sqrt().item()
+            print(f"dit: step {run.step}, {100 * share:.0f} %, loss {loss.item():.4f}, generation {aged.generation} "
+                  f"with error {error:.3f}, {time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
+        if share > args.own_from:
+            with autocast(device):
+                aged.history = next_generation(cfg, network, text, aged.batch, aged.history, aged.far)
+            aged.generation += 1
+            if aged.generation > OLDEST:
+                pool[pool.index(aged)] = fresh(next(source))
 
 
 def pack(args: argparse.Namespace, device: torch.device) -> None:
     """world.safetensors: DiT, VAE and text encoder in bfloat16, latent statistics in the metadata."""
     cfg = trained_config(args)
-    own = Run(args.dir / "dit.pt", dit_modules(cfg, device), 1.0, 0.0)
-    vae_weights = trained_vae(args, device, cfg).state_dict()
-    tensors = {f"{name}.{key}": t for name in ("dit", "text") for key, t in own.averaged(name).items()}
-    tensors |= {f"vae.{key}": t for key, t in vae_weights.items()}
+    source = {"dit": "dit.pt", "text": "dit.pt", "vae": "vae.pt"}
+    tensors = {
+        f"{name}.{key}": t
+        for name, file in source.items()
+        for key, t in averaged(args.dir / file, name, device).items()
+    }
     statistics = json.dumps({"mean": cfg.vae.mean, "std": cfg.vae.std})
     path = args.dir / "world.safetensors"
     kept = {k: t.to("cpu", torch.bfloat16).contiguous() for k, t in tensors.items()}
@@ -264,24 +350,27 @@ def preview(args: argparse.Namespace, device: torch.device) -> None:
 
     cfg = trained_config(args)
     modules = dit_modules(cfg, device)
-    own = Run(args.dir / "dit.pt", modules, 1.0, 0.0)
-    modules.load_state_dict({**modules.state_dict(), **own.average})
+    for name, module in modules.items():
+        module.load_state_dict(averaged(args.dir / "dit.pt", name, device))
     network = trained_vae(args, device, cfg)
-    held = dataset.draw_clips(7, 8, 61, device, held_out=True)
+    held = dataset.draw_clips(7, 12, 24, device, held_out=True)
+    prompts = [pair[which] for which in (0, 1) for pair in held.prompts]
     with autocast(device):
-        video = dataset.to_video(held.frames, device)
+        video = dataset.to_video(held.pictures, device)
         z = encode_clip(network, video)
-        batch = Batch(z.float(), held.latent_poses, dataset.prompt_ids(held.prompts, device))
+        batch = Batch(z.float(), held.poses, held.recalled, dataset.prompt_ids(prompts, device), held.change)
         made = rollout(cfg, modules["dit"], modules["text"], batch).float()
         seen = decode_clip(network, made)
         again = decode_clip(network, z.float())
     still = video[:, :, :1].expand_as(video)
     for name, pictures in (("round trip", again), ("student", seen), ("first frame repeated", still)):
         error = ((pictures.clamp(-1, 1) - video) / 2).square().mean((0, 1, 3, 4))
-        print(name, " ".join(f"{-10 * e.log10():.1f}" for e in error[[0, 4, 8, 16, 24, 32, 48, 60]]), "dB", flush=True)
-    columns = [0, 8, 20, 36, 60]
+        print(
+            name, " ".join(f"{-10 * e.log10():.1f}" for e in error[[0, 4, 8, 16, 24, 32, 48, 64, 92]]), "dB", flush=True
+        )
+    columns = [0, 8, 16, 32, 64, 92]
     rows = torch.stack([video, seen.clamp(-1, 1)], dim=1).flatten(0, 1)
-    rows = rows[:, :, columns].transpose(1, 2)  # [16, 5, 3, H, W]
+    rows = rows[:, :, columns].transpose(1, 2)  # [24, 6, 3, H, W]
     write_png(args.dir / "preview.png", tile(((rows + 1) * 127.5).to(torch.uint8).cpu().numpy()))
 
 
@@ -304,18 +393,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--shard-clips", type=int, default=64)
     parser.add_argument("--first-shard", type=int, default=0)
     parser.add_argument("--latent-frames", type=int, default=24, help="length of a clip")
-    parser.add_argument("--crop", type=int, default=16, help="latent frames trained at once")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=8e-4)
+    parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--lr", type=float, help="default: the stage's own")
+    parser.add_argument("--hold-encoder", type=Path, help="vae: keep the encoder of this packed world")
     parser.add_argument(
         "--own-from", type=float, default=0.6,
         help="share of the time after which the student's own rollout is the history",
     )  # fmt: skip
-    parser.add_argument("--reuse", type=int, default=4, help="steps that share one rollout")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--drop-frames", action="store_true", help="delete a shard's pictures once it is latents")
     args = parser.parse_args(argv)
     torch.set_float32_matmul_precision("high")
+    if args.compile:
+        torch._dynamo.config.recompile_limit = 64  # one version a shape
     STAGES[args.stage](args, torch.device(args.device))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from world.meadow.muon import Muon
+
 SAVE_EVERY_S = 60.0
 WARMUP_STEPS = 200
+LAYER = re.compile(r"\b(blocks|layers|encoder|decoder)\..*weight$")  # what Muon takes, where it has two dimensions
 AVERAGE = 0.998  # decay of the averaged weights, the ones that are kept
 
 
@@ -24,14 +28,21 @@ class Run:
     ):
         self.path, self.modules, self.seconds, self.lr, self.log = path, modules, seconds, lr, log
         weights = list(modules.parameters())
-        fused = weights[0].is_cuda
-        self.optimizer = torch.optim.AdamW(weights, lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=fused)
+        free = {name: p for name, p in modules.named_parameters() if p.requires_grad}
+        inner = [p for name, p in free.items() if p.dim() > 1 and LAYER.search(name)]
+        rest = [p for name, p in free.items() if not (p.dim() > 1 and LAYER.search(name))]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=weights[0].is_cuda)
+        ]
+        if inner:
+            self.optimizers.append(Muon(inner, lr))
         self.average = {name: p.detach().clone() for name, p in modules.named_parameters()}
         self.step, self.spent = 0, 0.0
         if path.exists():
             state = torch.load(path, weights_only=True, map_location=weights[0].device)
             modules.load_state_dict(state["modules"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(kept)
             self.average, self.step, self.spent = state["average"], state["step"], state["spent"]
             log(f"resumed {path.name} at step {self.step}, {self.spent:.0f} of {seconds:.0f} s")
 
@@ -44,7 +55,7 @@ class Run:
         torch.save(
             {
                 "modules": self.modules.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 "average": self.average,
                 "step": self.step,
                 "spent": self.spent,
@@ -68,18 +79,21 @@ class Run:
 
     def update(self, loss: Tensor) -> None:
         warm = min(1.0, (self.step + 1) / WARMUP_STEPS)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * warm * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * self.share)))
         loss.backward()
         nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr * warm * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * self.share)))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self.step += 1
         decay = min(AVERAGE, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             weights = [p.detach() for p in self.modules.parameters()]
             torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
 
-    def averaged(self, name: str) -> dict[str, Tensor]:
-        """The averaged weights of one module, by its own names."""
-        return {key[len(name) + 1 :]: p for key, p in self.average.items() if key.startswith(name + ".")}
+
+def averaged(path: Path, name: str, device: torch.device) -> dict[str, Tensor]:
+    """The averaged weights of one module of a saved run, by its own names."""
+    average = torch.load(path, weights_only=True, map_location=device)["average"]
+    return {key[len(name) + 1 :]: p for key, p in average.items() if key.startswith(name + ".")}

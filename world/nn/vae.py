@@ -9,6 +9,7 @@ stream's first call are zeros, which is also the padding of a stream's beginning
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -99,28 +100,31 @@ class CausalConv(nn.Conv3d):
 
 
 class Norm(nn.Module):
-    """x / ||x|| over channels, times sqrt(channels) and gamma."""
+    """x / ||x|| over channels, times sqrt(channels) and gamma; then SiLU, except before an attention."""
 
-    def __init__(self, channels: int, dims: int):
+    def __init__(self, channels: int, dims: int, silu: bool = True):
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(channels, *(1,) * dims))
+        self.silu = silu
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(x.float(), dim=-1).to(x.dtype) * (self.gamma.flatten() * x.shape[-1] ** 0.5)
+        gamma = (self.gamma.flatten() * x.shape[-1] ** 0.5).to(x.dtype)
+        normed = F.normalize(x.float(), dim=-1).to(x.dtype) * gamma
+        return F.silu(normed) if self.silu else normed
 
 
 class Residual(nn.Module):
     def __init__(self, c_in: int, c_out: int):
         super().__init__()
         self.residual = nn.Sequential(
-            Norm(c_in, 3), nn.SiLU(), CausalConv(c_in, c_out), Norm(c_out, 3), nn.SiLU(), nn.Identity(),
+            Norm(c_in, 3), nn.Identity(), CausalConv(c_in, c_out), Norm(c_out, 3), nn.Identity(), nn.Identity(),
             CausalConv(c_out, c_out),
         )  # fmt: skip
         self.shortcut = CausalConv(c_in, c_out, 1) if c_in != c_out else None
 
     def forward(self, x: Tensor, caches: Caches) -> Tensor:
-        norm_a, act_a, conv_a, norm_b, act_b, _, conv_b = self.residual
-        h = conv_b(act_b(norm_b(conv_a(act_a(norm_a(x)), caches))), caches)
+        norm_a, _, conv_a, norm_b, _, _, conv_b = self.residual
+        h = conv_b(norm_b(conv_a(norm_a(x), caches)), caches)
         return h + (x if self.shortcut is None else self.shortcut(x, caches))
 
 
@@ -129,7 +133,7 @@ class FrameAttention(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.norm = Norm(channels, 2)
+        self.norm = Norm(channels, 2, silu=False)
         self.to_qkv, self.proj = nn.Conv2d(channels, 3 * channels, 1), nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, caches: Caches) -> Tensor:
@@ -190,12 +194,12 @@ class Encoder(nn.Module):
         self.downsamples = nn.Sequential(*layers)
         top = dims[-1]
         self.middle = nn.Sequential(Residual(top, top), FrameAttention(top), Residual(top, top))
-        self.head = nn.Sequential(Norm(top, 3), nn.SiLU(), CausalConv(top, 2 * cfg.z_dim))
+        self.head = nn.Sequential(Norm(top, 3), nn.Identity(), CausalConv(top, 2 * cfg.z_dim))
 
     def forward(self, x: Tensor, caches: Caches, first: bool) -> Tensor:
         x = run(self.downsamples, self.conv1(x, caches), caches, first)
-        norm, act, conv = self.head
-        return conv(act(norm(run(self.middle, x, caches, first))), caches)
+        norm, _, conv = self.head
+        return conv(norm(run(self.middle, x, caches, first)), caches)
 
 
 class Decoder(nn.Module):
@@ -212,12 +216,12 @@ class Decoder(nn.Module):
             if i < len(cfg.temporal_down):
                 layers.append(Up(c_out, cfg.temporal_down[::-1][i]))
         self.upsamples = nn.Sequential(*layers)
-        self.head = nn.Sequential(Norm(dims[-1], 3), nn.SiLU(), CausalConv(dims[-1], 3))
+        self.head = nn.Sequential(Norm(dims[-1], 3), nn.Identity(), CausalConv(dims[-1], 3))
 
     def forward(self, x: Tensor, caches: Caches, first: bool) -> Tensor:
         x = run(self.middle, self.conv1(x, caches), caches, first)
-        norm, act, conv = self.head
-        return conv(act(norm(run(self.upsamples, x, caches, first))), caches)
+        norm, _, conv = self.head
+        return conv(norm(run(self.upsamples, x, caches, first)), caches)
 
 
 class VideoVAE(nn.Module):
@@ -264,3 +268,14 @@ class VideoVAE(nn.Module):
         tape = Caches(caches)
         x = self.conv2((z * std + mean).to(self.dtype).movedim(1, -1), tape)
         return self.decoder(x, tape, first).movedim(-1, 1).float(), tape.new
+
+
+def init_weights(vae: VideoVAE) -> None:
+    """For training: residual branches begin silent, and the encoder sure of what it says (a deviation of 0.1), so that
+    the first steps are not spent on learning to speak through noise."""
+    for module in vae.modules():
+        last = module.residual[-1] if isinstance(module, Residual) else getattr(module, "proj", None)
+        if last is not None:
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+    nn.init.constant_(vae.conv1.bias.data[vae.cfg.z_dim :], 2 * math.log(0.1))

@@ -5,18 +5,25 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pytest
 import torch
 
-from world.chunk import Geometry
+from world.chunk import Geometry, Row, Start
 from world.denoiser import Denoiser
 from world.meadow.clips import random_poses
 from world.meadow.config import TEXT, meadow_config
-from world.meadow.forcing import Batch, condition, control, predict
+from world.meadow.forcing import SCALE, Batch, condition, control, next_generation, predict
+from world.meadow.teacher import default_intrinsics
+from world.meadow.train import rollout
+from world.model import DiffusionWorld
+from world.motion import keyboard_poses
 from world.nn.dit import CausalDiT, init_weights
 from world.nn.text import ByteTextEncoder
-from world.nn.vae import VAEConfig
+from world.nn.vae import VAEConfig, VideoVAE
 from world.sampler import from_sigmas
 from world.slab import Slab, put
+from world.text import ByteText
+from world.views import recalled_frames
 
 SIGMAS = (1.0, 0.5)
 FRAMES = 7
@@ -31,31 +38,40 @@ def tiny_world():
     )  # fmt: skip
 
 
+def walk(frames: int, clips: int = 2) -> Batch:
+    """Clips of noise along random ways, whose prompt changes in the middle of the second."""
+    cfg = tiny_world()
+    shape = (clips, frames, 16, cfg.geometry.latent_height, cfg.geometry.latent_width)
+    poses = random_poses(np.random.default_rng(0), clips, 4 * frames - 3)[:, ::4]
+    recalled = torch.from_numpy(np.stack([recalled_frames(path, cfg.views) for path in poses]))
+    change = torch.tensor([frames, 3])
+    return Batch(torch.randn(shape), torch.from_numpy(poses), recalled, torch.randint(2, 100, (2 * clips, 12)), change)
+
+
 @torch.no_grad()
 def test_every_frame_of_a_clip_sees_what_the_ring_would_hold():
     torch.manual_seed(0)
-    cfg = tiny_world()
+    cfg, batch = tiny_world(), walk(FRAMES)
     dit, text = CausalDiT(cfg.dit), ByteTextEncoder(TEXT)
     init_weights(dit)
     torch.nn.init.normal_(dit.head.head.weight, std=0.1)
-    shape = (2, FRAMES, 16, cfg.geometry.latent_height, cfg.geometry.latent_width)
-    latents, history, noise = (torch.randn(shape) for _ in range(3))
-    poses = torch.from_numpy(random_poses(np.random.default_rng(0), 2, 4 * FRAMES - 3))[:, ::4]
-    batch = Batch(latents, poses, torch.randint(2, 100, (2, 12)))
+    history, noise = torch.randn_like(batch.latents), torch.randn_like(batch.latents)
     step = torch.randint(0, len(SIGMAS), (2, FRAMES))
     sigma = torch.tensor(SIGMAS)[step]
     jump = torch.tensor([0, 4998])  # the second clip plays far from its sink, a whole number of rings away
-    trained = predict(cfg, dit, text, batch, history, sigma, noise, jump)
+    trained = predict(cfg, dit, text, batch, batch.latents, history, sigma, noise, jump)
 
     slab = Slab(cfg, 2, torch.device("cpu"), torch.float32, torch.float32)
     denoiser, slots = Denoiser(cfg, dit, slab), torch.tensor([1, 2])
-    put(slab.text, slots, dit.text(text(batch.prompt_ids)))
-    channels = control(poses, 32, 48, torch.device("cpu")).unflatten(0, (2, FRAMES))
-    y = condition(history, poses, 48, 32).unflatten(0, (2, FRAMES))
+    prompts = dit.text(text(batch.prompt_ids))
+    channels = control(batch.poses, 32, 48, torch.device("cpu")).unflatten(0, (2, FRAMES))
+    y = condition(history, batch, cfg.eye_units).unflatten(0, (2, FRAMES))
     for i in range(FRAMES):
         level = sigma[:, i, None, None, None]
-        noisy = (1 - level) * latents[:, i] + level * noise[:, i]
+        noisy = (1 - level) * batch.latents[:, i] + level * noise[:, i]
         chunks = torch.where(torch.tensor(i) < cfg.sink_frames, torch.tensor([i, i]), i + jump)
+        which = torch.tensor([0, 1 if i < 3 else 3])
+        put(slab.text, slots, [(k[which], v[which]) for k, v in prompts])
         denoiser.begin(slots, channels[:, i], y[:, i], noisy[:, :, None])
         flow = denoiser.step(slots, chunks, step[:, i], 2, torch.zeros_like(slab.x[1:]))
         torch.testing.assert_close(flow[0, :, 0], trained[0, i], rtol=1e-4, atol=1e-5)
@@ -63,3 +79,53 @@ def test_every_frame_of_a_clip_sees_what_the_ring_would_hold():
             torch.testing.assert_close(flow[1, :, 0], trained[1, i], rtol=1e-4, atol=1e-5)
         slab.x[1:] = history[:, i, :, None]
         denoiser.step(slots, chunks, torch.tensor([len(SIGMAS)] * 2), 0, slab.x[:0])
+
+
+@torch.no_grad()
+def test_the_condition_in_training_is_the_one_that_is_served():
+    """Along a way that turns, walks and comes back, so that older views are recalled."""
+    torch.manual_seed(1)
+    cfg, frames = tiny_world(), 16
+    dit, vae = CausalDiT(cfg.dit), VideoVAE(cfg.vae)
+    init_weights(dit)
+    intrinsics = default_intrinsics(48, 32).numpy()
+    poses = keyboard_poses("l-20,w-10,s-10,j-20")[::4]
+    world = DiffusionWorld(cfg, dit, vae, ByteText(ByteTextEncoder(TEXT)), [], 1)
+    image = torch.randn(16, 1, 4, 6)
+    world.open(1, Start(5, world.encode_prompt("a meadow"), image, intrinsics, SCALE))
+    shown, made = [], []
+    for chunk in range(frames):
+        row = poses[[max(0, chunk - 1), chunk]]
+        for step in range(world.num_steps + 1):
+            world.step([Row(1, chunk, step, row, np.zeros((1, 4), np.float32))])
+            if step == 0:
+                shown.append(world.slab.y[1].clone())
+            if step == world.num_steps - 1:
+                made.append(world.slab.x[1, :, 0].clone())
+    history = torch.stack(made)[None]
+    truth = torch.cat([image[None, None, :, 0], torch.randn(1, frames - 1, 16, 4, 6)], dim=1)
+    recalled = torch.from_numpy(recalled_frames(poses, cfg.views))[None]
+    assert len(recalled.unique()) > 2 and (recalled[0].diff() < 0).any()  # it did come back
+    ids, never = torch.ones(2, 1, dtype=torch.int64), torch.tensor([frames])
+    batch = Batch(truth, torch.from_numpy(poses)[None], recalled, ids, never)
+    torch.testing.assert_close(condition(history, batch, cfg.eye_units), torch.stack(shown), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_generations_are_rollouts_in_parallel(monkeypatch: pytest.MonkeyPatch):
+    """m generations on, a clip of m frames is the student's own: the same as frame by frame through the slab."""
+    torch.manual_seed(2)
+    cfg, frames = tiny_world(), 4
+    dit, text, batch = CausalDiT(cfg.dit), ByteTextEncoder(TEXT), walk(frames)
+    init_weights(dit)
+    torch.nn.init.normal_(dit.head.head.weight, std=0.1)
+    still = torch.randn(2, 16, 1, 4, 6)  # the same noise in every frame and step
+
+    def same_noise(like: torch.Tensor) -> torch.Tensor:
+        return still.clone() if like.shape == still.shape else still.movedim(2, 1).expand_as(like).clone()
+
+    monkeypatch.setattr(torch, "randn_like", same_noise)
+    history = batch.latents
+    for _ in range(frames):
+        history = next_generation(cfg, dit, text, batch, history, torch.zeros(2, dtype=torch.int64))
+    torch.testing.assert_close(rollout(cfg, dit, text, batch), history, rtol=1e-3, atol=1e-4)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from world.chunk import Row, Start
 from world.meadow.built_in import load_meadow
-from world.meadow.train import main
-from world.meadow.training import Run
+from world.meadow.train import main, packed
+from world.meadow.training import Run, averaged
 
 
 def test_a_run_goes_on_where_it_stopped(tmp_path: Path):
@@ -32,19 +33,31 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path):
         assert torch.equal(old, new)
     run.update(modules["line"](torch.ones(1, 2)).square().mean())
     resumed.update(again["line"](torch.ones(1, 2)).square().mean())
-    for name, averaged in run.averaged("line").items():
-        assert torch.equal(averaged, resumed.averaged("line")[name])
+    for name, kept in run.average.items():
+        assert torch.equal(kept, resumed.average[name])
+    resumed.save()
+    saved = averaged(tmp_path / "run.pt", "line", torch.device("cpu"))
+    assert saved.keys() == {"weight", "bias"} and torch.equal(saved["weight"], resumed.average["line.weight"])
     assert next(begin(30.0)[1].steps(), None) is None  # its time is spent
 
 
-def test_stages_make_a_world_that_serves(tmp_path: Path):
+@pytest.mark.parametrize("own_from", ["1", "-1"])
+def test_stages_make_a_world_that_serves(tmp_path: Path, own_from: str):
     common = ["--dir", str(tmp_path), "--device", "cpu", "--batch", "2"]
-    main(["clips", *common, "--shards", "1", "--shard-clips", "2", "--latent-frames", "3"])
+    few = [*common, "--shards", "1", "--shard-clips", "2", "--latent-frames", "5"]
+    main(["clips", *few])
     main(["vae", *common, "--seconds", "0.001"])
-    main(["latents", *common])
-    main(["dit", *common, "--seconds", "0.001", "--crop", "2", "--own-from", "-1"])
+    main(["latents", *few])
+    main(["dit", *common, "--seconds", "0.001", "--own-from", own_from])
     main(["pack", *common])
     weights = tmp_path / "world.safetensors"
+    before = packed(weights, "vae")
+    (tmp_path / "vae.pt").unlink()
+    main(["vae", *common, "--seconds", "0.001", "--hold-encoder", str(weights)])
+    main(["pack", *common])
+    after = packed(weights, "vae")
+    assert all(torch.equal(before[key], after[key]) for key in before if key.startswith(("encoder.", "conv1.")))
+    assert not torch.equal(before["decoder.conv1.weight"], after["decoder.conv1.weight"])
     world = load_meadow(1, torch.device("cpu"), torch.float32, lambda stage, share: None, weights)
     scene = world.scenes[0]
     image = world.prepare_image(scene.image)

@@ -1,0 +1,67 @@
+"""A stream keeps views where its camera had not been, and is shown the oldest that still fits when it comes back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from world.motion import keyboard_poses, step_pose
+from world.views import ViewRules, Views, recalled_frames
+
+RULES = ViewRules(capacity=4, turn_deg=20.0, walk_units=0.75)
+
+
+def at(turn_deg: float = 0.0, forward: float = 0.0) -> np.ndarray:
+    return step_pose(np.eye(4), turn_deg=turn_deg, forward=forward)
+
+
+@pytest.mark.parametrize(
+    "turn_deg, forward, apart", [(0, 0, 0), (20, 0, 1), (-10, 0, 0.5), (0, 0.75, 1), (10, 0.375, 1), (180, 0, 9)]
+)
+def test_turn_and_way_add_up(turn_deg: float, forward: float, apart: float) -> None:
+    assert RULES.apart(at(turn_deg, forward), np.eye(4)) == pytest.approx(apart, abs=1e-6)
+
+
+def test_a_view_is_kept_only_where_none_stands_for_it() -> None:
+    views = Views(RULES)
+    assert views.remember(at()) == 0
+    assert views.remember(at(15)) is None
+    assert views.remember(at(25)) == 1
+
+
+def test_the_oldest_that_fits_is_recalled_else_the_nearest() -> None:
+    views = Views(RULES)
+    for turn in (0, 30, 60):
+        views.remember(at(turn))
+    assert views.recall(at(15)) == 0  # the middle one fits as well
+    assert views.recall(at(25)) == 1
+    assert views.recall(at(100)) == 2  # fits nowhere
+
+
+def test_the_oldest_but_the_start_makes_room() -> None:
+    views = Views(RULES)
+    assert [views.remember(at(turn)) for turn in (0, 30, 60, 90, 120, 150)] == [0, 1, 2, 3, 1, 2]
+    assert list(views.poses) == [0, 3, 1, 2]
+    assert views.recall(at()) == 0 and views.recall(at(120)) == 1
+
+
+def test_who_comes_back_is_shown_what_was_there() -> None:
+    poses = keyboard_poses("l-60,j-60")[::4]  # 120 degrees and back, 8 degrees a frame
+    recalled = recalled_frames(poses, ViewRules())
+    assert recalled[0] == 0 and recalled[-1] == 0
+    assert (recalled <= np.maximum(np.arange(len(poses)) - 1, 0)).all()
+    assert (recalled[16:] < 15).all()  # nothing made on the way back
+
+
+@given(st.lists(st.tuples(st.floats(-90, 90), st.floats(-2, 2)), min_size=1, max_size=40))
+def test_a_stream_never_forgets_its_start_nor_keeps_more_than_it_may(steps: list[tuple[float, float]]) -> None:
+    views, pose = Views(RULES), np.eye(4)
+    views.remember(pose)
+    for turn_deg, forward in steps:
+        pose = step_pose(pose, forward, 0, turn_deg)
+        assert views.recall(pose) in views.poses
+        place = views.remember(pose)
+        assert place is None or 0 < place < RULES.capacity
+        assert len(views.poses) <= RULES.capacity and (views.poses[0] == np.eye(4)).all()

@@ -1,0 +1,68 @@
+"""What a stream remembers beyond its window: views it made, kept where its camera had not been and recalled when it
+comes back. Here is the bookkeeping by pose alone; the latents of the views lie in the slab. numpy only."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pose = NDArray[np.floating]  # [4, 4] camera-to-world
+
+
+@dataclass(frozen=True, slots=True)
+class ViewRules:
+    """When two cameras count as seeing the same: both shares, of the turn and of the way between them, add up to 1."""
+
+    capacity: int = 32
+    turn_deg: float = 20.0
+    walk_units: float = 0.75
+
+    def apart(self, one: Pose, other: Pose) -> float:
+        """0 for the same camera, 1 where a view stops standing for another."""
+        a, b = np.asarray(one, np.float64), np.asarray(other, np.float64)
+        cosine = float((a[:3, :3] * b[:3, :3]).sum() - 1) / 2
+        turned_deg = math.degrees(math.acos(min(1.0, max(-1.0, cosine))))
+        return turned_deg / self.turn_deg + math.dist(a[:3, 3], b[:3, 3]) / self.walk_units
+
+
+@dataclass(slots=True)
+class Views:
+    """The poses one stream has views of, by the place in the slab where each view's latent lies. Place 0 is the start
+    picture's and is never given away; of the others the oldest makes room."""
+
+    rules: ViewRules
+    poses: dict[int, Pose] = field(default_factory=dict)  # place -> pose, the oldest first
+
+    def recall(self, pose: Pose) -> int:
+        """The place of the view to show for a pose: the oldest that stands for it (the fewer steps a view is away from
+        the start picture, the less it has drifted), else the nearest."""
+        apart = {place: self.rules.apart(pose, seen) for place, seen in self.poses.items()}
+        return next((place for place, far in apart.items() if far <= 1), min(apart, key=apart.__getitem__))
+
+    def remember(self, pose: Pose) -> int | None:
+        """Where to keep a view just made, or None where another stands for it."""
+        if any(self.rules.apart(pose, seen) <= 1 for seen in self.poses.values()):
+            return None
+        place = len(self.poses)
+        if place == self.rules.capacity:
+            place = next(p for p in self.poses if p != 0)
+            del self.poses[place]
+        self.poses[place] = np.array(pose)
+        return place
+
+
+def recalled_frames(poses: NDArray[np.floating], rules: ViewRules) -> NDArray[np.int64]:
+    """For every frame of a clip [m, 4, 4] the earlier frame (0: the start picture) whose view a stream would recall."""
+    views, frame_at, recalled = Views(rules), dict[int, int](), []
+    for i, pose in enumerate(poses):
+        if i == 0:
+            views.remember(pose)
+            frame_at[0] = 0
+        recalled.append(frame_at[views.recall(pose)])
+        place = views.remember(pose) if i > 0 else None
+        if place is not None:
+            frame_at[place] = i
+    return np.array(recalled, np.int64)
