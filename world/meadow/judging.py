@@ -16,15 +16,14 @@ from world.meadow.measures import (
     JUDGED,
     draw_looks,
     looks_like,
-    motion_made,
     nearest_look,
     psnr,
-    seen_at_start,
     sharpness,
     ssim,
     to_rgb,
 )
 from world.meadow.plays import Frames, Play, Student, Truth, begin, draw_play, mixed_axes, turn_axes, walk_axes
+from world.meadow.reprojection import motion_made, seen_at_start
 from world.meadow.students import repeated, start_frame
 
 SECONDS = (1, 2, 3, 4)
@@ -38,8 +37,7 @@ SAMPLE_S, MINUTES = 2, 5  # what is looked at of a long run
 STUCK = 0.2  # share of the teacher's change below which a picture stands still
 CLIPPED = 0.3  # share of clipped pixels beyond the teacher's from which a picture has exploded
 
-Informed = Callable[[Play, Truth], Frames]  # makes pictures from what the teacher drew: no student, but what one might do
-Note = Callable[[str], None]
+Informed = Callable[[Play, Truth], Frames]  # pictures made from what the teacher drew: no student's, but what one might
 
 
 class Tally:
@@ -129,30 +127,37 @@ def judge_prompts(
     seconds after a change of time, season and weather at once. `lossy` says what becomes of the teacher's pictures."""
     change = CHANGE_S * geometry.fps
     kept = (change, change + WAIT_S * geometry.fps)
+    pairs = {seed: random_changes(seed) for seed in seeds}
+    plays = []
     for seed in seeds:
-        rng, own = np.random.default_rng([seed, ASKS]), look_of(seed)
-        axes, looks = mixed_axes(seed, VARIANTS, kept[-1]), looks_like(own)
-        pairs = [random_change(rng, own) for _ in range(ASKS)]
-        plays = [begin(seed, a, axes, geometry, kept, ((change + 1, b),)) for a, b in pairs]
-        drawn = [draw_looks(seed, looks, plays[0].poses[at], geometry, device) for at in kept]
-        made = {who: [to_rgb(frames) for frames in student(plays)] for who, student in students.items()}
+        axes = mixed_axes(seed, VARIANTS, kept[-1])
+        plays += [begin(seed, a, axes, geometry, kept, ((change + 1, b),)) for a, b in pairs[seed]]
+    played = {who: student(plays) for who, student in students.items()}
+    for i, seed in enumerate(seeds):
+        looks, part = looks_like(look_of(seed)), slice(i * ASKS, (i + 1) * ASKS)
+        drawn = [draw_looks(seed, looks, plays[i * ASKS].poses[at], geometry, device) for at in kept]
+        made = {who: [to_rgb(frames) for frames in some[part]] for who, some in played.items()}
         for who, lose in lossy.items():
-            whole = [torch.stack([d[looks.index(look)] for d, look in zip(drawn, pair, strict=True)]) for pair in pairs]
-            made[who] = [lose(rgb) for rgb in whole]
+            true = [[d[looks.index(look)] for d, look in zip(drawn, pair, strict=True)] for pair in pairs[seed]]
+            made[who] = [lose(torch.stack(two)) for two in true]
         for who, pictures in made.items():
             for k, name in enumerate(("start", "change")):
                 found = nearest_look(torch.stack([rgb[k] for rgb in pictures]), drawn[k], looks)
-                for asked, got in zip((pair[k] for pair in pairs), found, strict=True):
+                for asked, got in zip((pair[k] for pair in pairs[seed]), found, strict=True):
                     right = [getattr(asked, attribute) == getattr(got, attribute) for attribute in JUDGED]
                     for attribute, good in zip((*JUDGED, "whole"), (*right, all(right)), strict=True):
                         tally.add(f"{name}_{attribute}", who, good)
 
 
-def random_change(rng: np.random.Generator, place: Look) -> tuple[Look, Look]:
-    """Two looks of a place that differ in everything that is judged."""
-    two = [rng.permutation(values(name))[:2].tolist() for name in JUDGED]
-    first, second = (Look(*(pair[k] for pair in two), place.place, place.towers) for k in (0, 1))
-    return first, second
+def random_changes(seed: int) -> list[tuple[Look, Look]]:
+    """ASKS pairs of looks of a seed's place that differ in everything that is judged."""
+    rng, place = np.random.default_rng([seed, ASKS]), look_of(seed)
+    pairs = []
+    for _ in range(ASKS):
+        two = [rng.permutation(values(name))[:2].tolist() for name in JUDGED]
+        first, second = (Look(*(pair[k] for pair in two), place.place, place.towers) for k in (0, 1))
+        pairs.append((first, second))
+    return pairs
 
 
 def judge_long(

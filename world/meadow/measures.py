@@ -1,9 +1,8 @@
-"""What is measured on pictures: likeness, what of the start picture is still seen, how far a picture moved, and whose
-statistics it has. Pictures are RGB in 0..1 [n, 3, H, W] unless said otherwise; brightness (luma) is [n, H, W]."""
+"""What is measured on pictures: how alike two are, how sharp one is, which look has its statistics. Pictures are RGB in
+0..1 [n, 3, H, W] unless said otherwise; brightness (luma) is [n, H, W]."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import product
 
@@ -19,10 +18,7 @@ from world.meadow.plays import as_served
 from world.meadow.teacher import default_intrinsics, make_terrain, render
 
 BEST_DB = 60.0  # what equal pictures count as
-DEPTH_AGREES = 0.05  # share by which the depth of one surface may differ between two views of it
 FEWEST_POINTS = 0.02  # share of the picture below which the points still seen say nothing
-_FAR = 1e6  # pose units to a point of the sky
-SHARES = np.linspace(-2, 2, 17)  # shares of the asked motion that a picture is tried to have made
 JUDGED = ("time", "season", "weather")  # what a prompt asks for and pictures are judged by
 
 
@@ -77,95 +73,6 @@ def sharpness(rgb: Tensor) -> Tensor:
     return torch.sqrt(across**2 + down**2).mean((1, 2))
 
 
-def seen_at_start(depth: Tensor, eyes: NDArray[np.float64]) -> Tensor:
-    """bool [n, H, W]: which points of frames with this depth and these eyes the first of them shows too. A surface
-    point does if it falls into that picture where its depth agrees with a neighbour's there; a point of the sky, if it
-    falls on sky."""
-    height, width = depth.shape[1:]
-    lens = default_intrinsics(width, height).double()
-    known = depth[0].clamp(max=_FAR)[None, None]
-    nearest = -F.max_pool2d(-known, 3, stride=1, padding=1)[0, 0]
-    farthest = F.max_pool2d(known, 3, stride=1, padding=1)[0, 0]
-    turn, walk = relative(eyes[:1], eyes)
-    u, v, ahead = project(depth, turn, walk, lens)
-    column, row = u.floor().long(), v.floor().long()
-    inside = (ahead > 0.01) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    column, row = column.clamp(0, width - 1), row.clamp(0, height - 1)
-    near, far = nearest[row, column], farthest[row, column]
-    agrees = (ahead > near * (1 - DEPTH_AGREES)) & (ahead < far * (1 + DEPTH_AGREES))
-    return inside & torch.where(depth.isinf(), far >= _FAR, agrees)
-
-
-def relative(to: NDArray[np.float64], of: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-    """Rotations [n, 3, 3] and translations [n, 3] from cameras `of` to cameras `to`."""
-    back = to[:, :3, :3].transpose(0, 2, 1)
-    turn, walk = back @ of[:, :3, :3], back @ (of[:, :3, 3] - to[:, :3, 3])[:, :, None]
-    return torch.from_numpy(turn), torch.from_numpy(walk[:, :, 0])
-
-
-def project(depth: Tensor, turn: Tensor, walk: Tensor, lens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the points of views with depth [n or 1, H, W] lie in other cameras: pixels u, v and depth, [n, H, W]."""
-    height, width = depth.shape[1:]
-    fx, fy, cx, cy = lens.tolist()
-    x = ((torch.arange(width) + 0.5 - cx) / fx).expand(height, width)
-    y = ((torch.arange(height) + 0.5 - cy) / fy)[:, None].expand(height, width)
-    rays = torch.stack([x, y, torch.ones_like(x)]).double()
-    points = torch.einsum("nij,jhw->nihw", turn, rays) * depth.double().clamp(max=_FAR)[:, None]
-    x, y, z = (points + walk[:, :, None, None]).unbind(1)
-    ahead = z.clamp(min=1e-6)
-    return fx * x / ahead + cx, fy * y / ahead + cy, z
-
-
-def motion_made(before: Tensor, after: Tensor, depth: Tensor, eyes: NDArray[np.float64]) -> float:
-    """The share of the motion between two eyes [2, 4, 4] that one picture [3, H, W] made to become the next: 1 all of
-    it, 0 none, below 0 the other way. `depth` [H, W] is the teacher's at the first eye.
-
-    The first picture is moved, by reprojection, as if the camera had made each share of the motion; the share whose
-    picture is most like the second wins. Only what every share shows is compared, at half size.
-    """
-    pair = F.avg_pool2d(brightness(torch.stack([before, after]))[:, None], 2)
-    depth = depth[::2, ::2]
-    lens = default_intrinsics(2 * depth.shape[1], 2 * depth.shape[0]) / 2
-    moved = np.stack([part_of(eyes[0], eyes[1], share) for share in SHARES])
-    turn, walk = relative(eyes[:1], moved)
-    u, v, ahead = project(depth[None], turn, walk, lens)
-    grid = torch.stack([2 * u / depth.shape[1] - 1, 2 * v / depth.shape[0] - 1], -1).float()
-    common = ((grid.abs() <= 1).all(-1) & (ahead > 0.05)).all(0)
-    if common.float().mean() < FEWEST_POINTS:
-        return math.nan
-    tried = F.grid_sample(pair[:1].expand(len(moved), -1, -1, -1), grid, align_corners=False)[:, 0, common]
-    alike = correlation(tried, pair[1, 0, common])
-    best = int(alike.argmax())
-    if best in (0, len(SHARES) - 1):
-        return float(SHARES[best])
-    left, top, right = alike[best - 1 : best + 2].tolist()
-    bend = left - 2 * top + right
-    return float(SHARES[best] + (0.5 * (left - right) / bend if bend < 0 else 0) * (SHARES[1] - SHARES[0]))
-
-
-def correlation(many: Tensor, one: Tensor) -> Tensor:
-    """[n, points] with [points]; 0 where either is flat."""
-    many, one = many - many.mean(1, keepdim=True), one - one.mean()
-    size = many.norm(dim=1) * one.norm()
-    return torch.where(size > 1e-6, many @ one / size.clamp(min=1e-6), 0)
-
-
-def part_of(start: NDArray[np.float64], end: NDArray[np.float64], share: float) -> NDArray[np.float64]:
-    """The pose after a share of the motion from one pose to another, turning and walking evenly."""
-    turn = end[:3, :3] @ start[:3, :3].T
-    axis = np.array([turn[2, 1] - turn[1, 2], turn[0, 2] - turn[2, 0], turn[1, 0] - turn[0, 1]]) / 2
-    sine = np.linalg.norm(axis)
-    pose = start.copy()
-    pose[:3, 3] += share * (end[:3, 3] - start[:3, 3])
-    if sine > 1e-9:
-        angle = share * math.atan2(sine, (np.trace(turn) - 1) / 2)
-        x, y, z = axis / sine
-        cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-        rotation = np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross  # Rodrigues
-        pose[:3, :3] = rotation @ start[:3, :3]
-    return pose
-
-
 def looks_like(look: Look) -> list[Look]:
     """Every time, season and weather of a look's place and towers."""
     return [Look(*asked, look.place, look.towers) for asked in product(*(values(name) for name in JUDGED))]
@@ -174,7 +81,6 @@ def looks_like(look: Look) -> list[Look]:
 def statistics(rgb: Tensor) -> Tensor:
     """[n, 57]: mean and spread of colour in the fields of a 3 x 3 grid, and how sharp the upper, middle and lower third
     is, which fog and clouds change."""
-    n, _, height, width = rgb.shape
     means = F.adaptive_avg_pool2d(rgb, 3)
     spread = (F.adaptive_avg_pool2d(rgb**2, 3) - means**2).clamp(min=0).sqrt()
     thirds = [sharpness(part) for part in rgb.tensor_split(3, dim=2)]
@@ -183,10 +89,21 @@ def statistics(rgb: Tensor) -> Tensor:
 
 def nearest_look(rgb: Tensor, drawn: Tensor, looks: Sequence[Look]) -> list[Look]:
     """For each picture the look of the teacher's pictures `drawn` [looks, 3, H, W] whose statistics are nearest, every
-    statistic measured by its spread over the looks."""
+    statistic measured by how little a slightly different camera or a blur changes it."""
     known, own = statistics(drawn), statistics(rgb)
-    scale = known.std(0) + 1e-3
+    noise = torch.stack([statistics(other) - known for other in disturbed(drawn)])
+    scale = noise.square().mean((0, 1)).sqrt() + 2e-3
     return [looks[int(i)] for i in torch.cdist(own / scale, known / scale).argmin(1)]
+
+
+def disturbed(rgb: Tensor) -> list[Tensor]:
+    """The pictures a little to each side, nearer, farther, and blurred: what says nothing about a look."""
+    found = [F.avg_pool2d(rgb, size, 1, size // 2, count_include_pad=False) for size in (5, 9)]
+    for across, down, size in ((0.1, 0, 1), (-0.1, 0, 1), (0, 0.06, 1), (0, -0.06, 1), (0, 0, 0.9), (0, 0, 1.1)):
+        view = torch.tensor([[size, 0, across], [0, size, down]]).expand(len(rgb), 2, 3)
+        grid = F.affine_grid(view, list(rgb.shape), align_corners=False)
+        found.append(F.grid_sample(rgb, grid, padding_mode="border", align_corners=False))
+    return found
 
 
 def draw_looks(

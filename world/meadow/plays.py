@@ -51,7 +51,7 @@ def begin(
     seed: int, look: Look, axes: NDArray[np.float64], geometry: Geometry, kept: Sequence[int] | None = None,
     changes: tuple[tuple[int, Look], ...] = (), start: NDArray[np.uint8] | None = None,
 ) -> Play:  # fmt: skip
-    """The play of axes [steps, 4]; all frames are kept unless said otherwise, the start picture is drawn unless given."""
+    """The play of axes [steps, 4]. All frames are kept unless said otherwise; a start picture not given is drawn."""
     poses = poses_of(axes[None])[0]
     drawn = draw_start(seed, look, geometry.width, geometry.height) if start is None else start
     return Play(seed, look, drawn, poses, tuple(range(len(poses)) if kept is None else kept), changes)

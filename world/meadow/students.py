@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from world.chunk import TEMPORAL_STRIDE, Geometry, Row, Start
-from world.meadow.measures import project, relative
 from world.meadow.plays import Frames, Play, Truth, as_served, draw_play
+from world.meadow.reprojection import project, relative
 from world.meadow.teacher import default_intrinsics
 from world.model import DiffusionWorld
 from world.nn.vae import VideoVAE
@@ -22,8 +22,8 @@ from world.picture import to_i420, to_video
 class Served:
     """A world driven as the game drives it; as many plays in a forward as it takes rows, joining as others end."""
 
-    def __init__(self, world: DiffusionWorld):
-        self.world = world
+    def __init__(self, world: DiffusionWorld, scale: float):
+        self.world, self.scale = world, scale
 
     def __call__(self, plays: Sequence[Play]) -> list[Frames]:
         waiting = sorted(range(len(plays)), key=lambda i: len(plays[i].poses))  # the longest first: pop() takes it
@@ -52,7 +52,7 @@ class Served:
         world, geometry = self.world, self.world.geometry
         prompt = world.encode_prompt(play.look.prompt())
         lens = default_intrinsics(geometry.width, geometry.height).numpy()
-        world.open(slot, Start(play.seed, prompt, world.prepare_image(play.start), lens, world.scenes[0].scale))
+        world.open(slot, Start(play.seed, prompt, world.prepare_image(play.start), lens, self.scale))
 
     def _row(self, slot: int, play: Play, chunk: int) -> Row:
         geometry = self.world.geometry
