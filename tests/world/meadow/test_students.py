@@ -94,7 +94,7 @@ def test_a_real_world_plays_alike_in_other_company() -> None:
     together = Served(world, 0.2)(plays)
     for play, frames in zip(plays, together, strict=True):
         assert frames.shape == (len(play.poses), 48, 48)
-        np.testing.assert_allclose(frames, Served(world, 0.2)([play])[0], atol=1)  # a chroma mean may round apart
+        np.testing.assert_allclose(frames, Served(world, 0.2)([play])[0], atol=1)  # a toy's linears of six rows
 
 
 def turning() -> Play:
