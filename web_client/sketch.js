@@ -15,7 +15,7 @@ export function sketch(canvas, seed) {
   const { width, height } = canvas;
   const pen = canvas.getContext('2d');
   const next = chances(seed);
-  const hue = 360 * next();
+  const hue = 190 + 170 * next(); // the skies there are: none is green
   const sky = pen.createLinearGradient(0, 0, 0, height);
   sky.addColorStop(0, `hsl(${hue} 50% 30%)`);
   sky.addColorStop(0.75, `hsl(${hue + 50} 85% 78%)`);

@@ -384,6 +384,20 @@ def test_enter_says_a_prompt_and_its_effect_is_announced(stage: Any, h264: list[
     assert it.page.evaluate("window.manyworlds.state") == "playing", "an error that is not fatal stops nothing"
 
 
+def test_a_link_from_the_menu_keeps_the_words_the_world_grew_from(stage: Any, h264: list[Any]) -> None:
+    it = stage()
+    it.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    line = play(it, h264, last=4)
+    line.say(protocol.Prompted(text="fog", chunk=2))
+    it.see("document.getElementById('toast').textContent.includes('fog')")
+    it.page.keyboard.press("Escape")
+    it.page.click("#copy-link")
+    it.see("document.getElementById('toast').textContent === 'Link copied'")
+    assert it.page.evaluate("navigator.clipboard.readText()") == f"{it.origin}/?scene=north&seed=4242&prompt=a+meadow"
+    kept = it.page.evaluate("JSON.parse(sessionStorage.getItem('manyworlds.session'))")
+    assert kept == {"token": "t-17", "scene": "north", "prompt": "a meadow", "seed": 4242}
+
+
 def test_numbers_are_live_and_trouble_has_badges(stage: Any, h264: list[Any]) -> None:
     it = stage()
     line = play(it, h264, last=4)
