@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from gameserver.encoder import encode_still
 from gameserver.preparation import KEPT, Preparation
@@ -97,33 +98,44 @@ def test_the_same_place_is_drawn_and_prepared_once_and_few_are_kept() -> None:
     assert world.drawn == [("", seed) for seed in [*range(1, KEPT + 4), 1]]
 
 
-def test_drawing_goes_on_alone_when_its_asker_has_left_and_leaves_a_thread_to_prompts() -> None:
+@pytest.mark.parametrize("kind", ["prompt", "image"])
+def test_heavy_work_is_done_alone_also_when_its_asker_has_left_and_leaves_a_thread_to_prompts(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     began, go = threading.Semaphore(0), threading.Semaphore(0)
-    at_once = [0]
+    under_way: list[int] = []
+    at_once: list[int] = []
 
-    def on_draw() -> None:
-        at_once.append(at_once[-1] + 1)
+    def work_hard() -> None:
+        under_way.append(1)
+        at_once.append(len(under_way))
         began.release()
         assert go.acquire(timeout=20)
-        at_once.append(at_once[-1] - 1)
+        under_way.pop()
 
-    world = DrawingWorld(on_draw)
+    def read(*arguments: Any) -> NDArray[np.uint8]:
+        work_hard()
+        return np.zeros((128, 224, 3), np.uint8)
+
+    monkeypatch.setattr("gameserver.preparation.read_image", read)
+    world = DrawingWorld(work_hard)
 
     async def work(preparation: Preparation) -> None:
-        first = asyncio.create_task(place(preparation, 1, prompt="a"))
+        hello = {"prompt": "a"} if kind == "prompt" else {"image": PICTURE}
+        first = asyncio.create_task(place(preparation, 1, **hello))
         await asyncio.to_thread(began.acquire)
-        others = [asyncio.create_task(place(preparation, seed, prompt="a")) for seed in (2, 3)]
-        picture = asyncio.create_task(place(preparation, image=PICTURE))
+        others = [asyncio.create_task(place(preparation, seed, **hello)) for seed in (2, 3)]
+        await asyncio.sleep(0)  # they wait for their turn
         first.cancel()
         others[0].cancel()
         await asyncio.wait([first, others[0]])
         assert (await preparation.prompt("rain")).text == "rain"
-        assert len(world.drawn) == 1 and not picture.done()
+        assert len(at_once) == 1 and not others[1].done()
         go.release(2)
-        await asyncio.gather(others[1], picture)
+        await others[1]
 
     run(world, work)
-    assert world.drawn == [("a", 1), ("a", 3)] and max(at_once) == 1
+    assert at_once == [1, 1], "who left before its turn costs nothing"
 
 
 def test_a_picture_that_is_brought_is_a_place_without_words() -> None:
