@@ -159,7 +159,7 @@ class Connection:
 
     async def _join(self, hello: Hello) -> Seat:
         door = self.door
-        preparation, words = door.preparation, hello.prompt or ""
+        preparation, words = door.preparation, (hello.prompt or "").strip()
         seat = door.reserve(hello.control, preparation.scene(hello.scene).id, words, hello.seed)
         try:
             try:

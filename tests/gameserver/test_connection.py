@@ -153,7 +153,7 @@ def test_a_place_is_drawn_for_a_prompt_and_an_empty_prompt_brings_its_words_back
             async with playing(app, scene="east", prompt="deep snow", seed=9) as player:
                 assert (player.welcome["scene"], player.welcome["prompt"]) == ("east", "deep snow")
                 np.testing.assert_array_equal(world.begun[-1], 9)
-            async with playing(app, seed=11) as player:
+            async with playing(app, prompt=" \n ", seed=11) as player:
                 assert (player.welcome["scene"], player.welcome["prompt"]) == ("", "words of the seed")
                 np.testing.assert_array_equal(world.begun[-1], 11)
                 await player.say("prompt", text="fog")
