@@ -119,6 +119,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt-at", nargs=2, action=_PromptAt, default=[], metavar=("SECONDS", "TEXT"), help="another one later"
     )
     parser.add_argument("--scene", help="id of the start scene")
+    parser.add_argument("--image", type=Path, help="a JPEG or PNG file to start from instead")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--name", default="bot")
 
@@ -154,6 +155,7 @@ async def _command(args: argparse.Namespace) -> BotReport:
         poses=poses,
         intrinsics=intrinsics,
         scale=args.scale,
+        image=None if args.image is None else _read_image(args.image),
         name=args.name,
         scene=args.scene,
         prompt=args.prompt,
@@ -162,6 +164,13 @@ async def _command(args: argparse.Namespace) -> BotReport:
         save=args.save,
     )
     return await play(args.url, plan)
+
+
+def _read_image(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BotError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def _script(text: str) -> Any:

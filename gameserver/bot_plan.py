@@ -30,6 +30,7 @@ class BotPlan:
     poses: NDArray[np.float32] | None = None  # [n, 4, 4], one a video frame, instead of a script
     intrinsics: tuple[float, ...] | None = None  # fx, fy, cx, cy in pixels of the stream's picture
     scale: float | None = None
+    image: bytes | None = None  # a JPEG or PNG file to start from
     name: str = "bot"
     scene: str | None = None
     prompt: str | None = None
@@ -52,5 +53,6 @@ class BotPlan:
             "token": self.token,
             "intrinsics": self.intrinsics,
             "scale": self.scale,
+            "image": self.image,
         }
         return {name: value for name, value in fields.items() if value is not None}

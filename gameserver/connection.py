@@ -159,16 +159,19 @@ class Connection:
 
     async def _join(self, hello: Hello) -> Seat:
         door = self.door
-        scene = door.preparation.scene(hello.scene)
-        seat = door.reserve(hello.control, scene.id, hello.prompt or scene.prompt, hello.seed)
+        preparation, words = door.preparation, (hello.prompt or "").strip()
+        seat = door.reserve(hello.control, preparation.scene(hello.scene).id, words, hello.seed)
         try:
             try:
-                prompt = await door.preparation.prompt(seat.prompt)
+                if words:
+                    await preparation.prompt(words)
             except ProtocolError as error:  # a prompt that cannot be is no reason to stay outside
                 self._reply_error(error)
-                seat.prompt = scene.prompt
-                prompt = await door.preparation.prompt(seat.prompt)
-            start = await door.preparation.start(hello, scene, prompt, seat.seed)
+                words = ""
+            place = await preparation.place(hello, words, seat.seed)
+            seat.scene_id, seat.own_prompt, seat.prompt = hello.scene or place.id, place.prompt, words or place.prompt
+            prompt = await preparation.prompt(seat.prompt)
+            start = await preparation.start(hello, place, prompt, seat.seed)
             door.check_open()
             self._sit(seat)
             if not door.mailbox.put(Join(seat.session_id, start, seat.control)):
@@ -209,9 +212,8 @@ class Connection:
         try:
             while self._prompt_wanted is not None and self.seat is not None:
                 text, self._prompt_wanted = self._prompt_wanted, None
-                scene = self.door.preparation.scene(self.seat.scene_id)
                 try:
-                    prompt = await self.door.preparation.prompt(text or scene.prompt)
+                    prompt = await self.door.preparation.prompt(text or self.seat.own_prompt)
                 except ProtocolError as error:
                     self._reply_error(error)
                 else:

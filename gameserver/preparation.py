@@ -1,4 +1,4 @@
-"""What a session needs before it can begin, made outside the tick: encoded prompts and start pictures."""
+"""What a session needs before it can begin, made outside the tick: prompts, start pictures, places nobody saw yet."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 
 from gameserver.protocol import Hello, ProtocolError
+from gameserver.upload import read_image
 from world.chunk import Geometry, Prompt, Scene, Start, World, WorldError
 
-KEPT = 64  # prompts and pictures; the longest unused goes first
+KEPT = 64  # prompts, places and pictures; the longest unused goes first
 
 
 class Preparation:
@@ -25,6 +27,7 @@ class Preparation:
         self._pool = pool
         self._scenes = {scene.id: scene for scene in world.scenes}
         self._made: OrderedDict[Hashable, asyncio.Future[Any]] = OrderedDict()
+        self._turn = asyncio.Semaphore(1)  # drawing and decoding: one at a time leaves a thread to the rest
 
     def scene(self, scene_id: str | None) -> Scene:
         """ProtocolError `unknown_scene`."""
@@ -33,6 +36,20 @@ class Preparation:
         if scene_id not in self._scenes:
             raise ProtocolError("unknown_scene", f"no scene is called {scene_id!r}")
         return self._scenes[scene_id]
+
+    async def place(self, hello: Hello, words: str, seed: int) -> Scene:
+        """Where a hello starts, `words` being its prompt or nothing: in the picture it brings, in a scene as it is, or
+        in a place drawn from words and seed where the world can draw. ProtocolError `unknown_scene`, `bad_image`."""
+        scene, geometry = self.scene(hello.scene), self._world.geometry
+        if hello.image is not None:
+            read = partial(read_image, hello.image, geometry.width, geometry.height)
+            image = await asyncio.shield(await self._begin_alone(read))
+            return Scene("", "", words, image, np.array(scene_intrinsics(scene, geometry), np.float32), scene.scale)
+        own = hello.scene is None and bool(words or hello.seed is not None)
+        draw = self._world.draw_start
+        if draw is None or not (own or words not in ("", scene.prompt)):
+            return scene
+        return cast(Scene, await self._once(("place", words, seed), partial(draw, words, seed), alone=True))
 
     async def prompt(self, text: str) -> Prompt:
         """ProtocolError `bad_prompt`."""
@@ -48,18 +65,32 @@ class Preparation:
         scale = scene.scale if hello.scale is None else hello.scale
         if not all(map(math.isfinite, (*intrinsics, scale))) or min(*intrinsics[:2], scale) <= 0:
             raise ProtocolError("bad_message", "intrinsics and scale must be finite, focal lengths and scale positive")
-        image = await self._once(("image", scene.id), lambda: self._world.prepare_image(scene.image))
+        prepare = partial(self._world.prepare_image, scene.image)
+        if hello.image is None:
+            image = await self._once(("image", scene), prepare)
+        else:  # nobody else starts there
+            image = await asyncio.shield(self._begin(prepare))
         return Start(seed, prompt, image, np.array(intrinsics, np.float32), scale)
 
-    async def _once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+    async def _once(self, key: Hashable, make: Callable[[], Any], alone: bool = False) -> Any:
         """Made in the pool, once for everybody who waits; a failure is not kept."""
         future = self._made.get(key)
         if future is None or (future.done() and (future.cancelled() or future.exception() is not None)):
-            future = self._made[key] = asyncio.get_running_loop().run_in_executor(self._pool, make)
+            future = self._made[key] = await self._begin_alone(make) if alone else self._begin(make)
             if len(self._made) > KEPT:
                 self._made.popitem(last=False)
         self._made.move_to_end(key)
         return await asyncio.shield(future)
+
+    async def _begin_alone(self, make: Callable[[], Any]) -> asyncio.Future[Any]:
+        """Begins when nothing else that was begun this way runs, whether or not its asker still waits for that."""
+        await self._turn.acquire()
+        future = self._begin(make)
+        future.add_done_callback(lambda _: self._turn.release())
+        return future
+
+    def _begin(self, make: Callable[[], Any]) -> asyncio.Future[Any]:
+        return asyncio.get_running_loop().run_in_executor(self._pool, make)
 
 
 def scene_intrinsics(scene: Scene, geometry: Geometry) -> tuple[float, float, float, float]:

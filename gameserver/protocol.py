@@ -12,8 +12,10 @@ import msgspec
 from msgspec import Meta
 
 VERSION = 1
-MAX_MESSAGE_BYTES = 64 * 1024  # client to server; explicit poses are the largest
-MAX_TRANSPORT_BYTES = 256 * 1024  # the WebSocket reads no more than this of a message
+MAX_MESSAGE_BYTES = 64 * 1024  # client to server, after the hello; explicit poses are the largest
+MAX_TRANSPORT_BYTES = 256 * 1024  # a hello, which may bring a picture; the WebSocket reads no more of any message
+MAX_IMAGE_BYTES = 192 * 1024
+MAX_IMAGE_PIXELS = 2048 * 2048
 MESSAGES_PER_S = 200.0
 MESSAGES_BURST = 400.0
 MAX_POSES = 256  # in one message
@@ -55,6 +57,7 @@ class Hello(Message, frozen=True, tag="hello"):
     token: ShortText | None = None  # of an earlier welcome: continue that session
     intrinsics: tuple[Focal, Focal, Pixels, Pixels] | None = None  # fx, fy, cx, cy, pixels of the stream's picture
     scale: Scale | None = None  # pose units that count as 1
+    image: bytes | None = None  # a JPEG or PNG file to start from (checked by `gameserver.upload`)
 
 
 class Control(Message, frozen=True, tag="control"):
@@ -177,6 +180,7 @@ ERRORS: dict[str, tuple[bool, str]] = {
     "full": (True, "every slot is taken"),
     "not_ready": (True, "the world is still warming up"),
     "unknown_scene": (True, "no start scene of that id"),
+    "bad_image": (True, "not a still picture, JPEG or PNG, that can be decoded whole and within the limits"),
     "bad_prompt": (False, "the prompt cannot be encoded"),
     "bad_pose": (False, "not n x 16 finite floats, or not rigid camera-to-world matrices"),
     "pose_queue_full": (False, "more poses waiting than the limit; the message was dropped whole"),
@@ -233,12 +237,12 @@ def encode(message: Message) -> bytes:
     return _encoder.encode(message)
 
 
-def decode_client(data: bytes | str) -> ClientMessage:
+def decode_client(data: bytes | str, max_bytes: int = MAX_MESSAGE_BYTES) -> ClientMessage:
     """One client message, checked field by field. Raises ProtocolError whatever the bytes are."""
     if isinstance(data, str):
         raise ProtocolError("bad_message", "messages are binary, this one is text")
-    if len(data) > MAX_MESSAGE_BYTES:
-        raise ProtocolError("too_large", f"{len(data)} bytes in a message, at most {MAX_MESSAGE_BYTES} are allowed")
+    if len(data) > max_bytes:
+        raise ProtocolError("too_large", f"{len(data)} bytes in a message, at most {max_bytes} are allowed")
     try:
         message: ClientMessage = _decoder.decode(data)
     except msgspec.MsgspecError as error:

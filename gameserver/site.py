@@ -95,6 +95,7 @@ class Site:
             "players": len(door.lobby),
             "capacity": door.lobby.capacity,
             "scenes": [] if world is None else [_about_scene(scene) for scene in world.scenes],
+            "draws": world is not None and world.draw_start is not None,
         }
         if world is not None:
             geometry = world.geometry

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gameserver.protocol import (
+    MAX_MESSAGE_BYTES,
     MAX_POSES,
+    MAX_TRANSPORT_BYTES,
     MESSAGES_BURST,
     MESSAGES_PER_S,
     Ack,
@@ -116,7 +118,8 @@ class ServerProtocol:
     def _receive(self, data: bytes | str, now_s: float) -> Event:
         if not self._bucket.take(now_s):
             raise ProtocolError("too_fast", f"more than {MESSAGES_PER_S:.0f} messages a second")
-        message = decode_client(data)
+        greeting = self.state is State.EXPECT_HELLO
+        message = decode_client(data, MAX_TRANSPORT_BYTES if greeting else MAX_MESSAGE_BYTES)
         following = TRANSITIONS.get((self.state, type(message)))
         if following is None:
             raise ProtocolError("out_of_order", f"{type(message).__struct_config__.tag} while {self.state.value}")

@@ -23,7 +23,15 @@ const offered = await offer(asked.codec);
 const screen = new Screen($('picture'), $('glow'), settings.scaling, asked.renderer);
 const hud = new Hud();
 const card = new Card({ primary: cardPrimary, secondary: () => game.leave('start') });
-const start = new StartScreen(asked, { play: (choice) => game.enter(choice), again: () => game.enter(session()) });
+const start = new StartScreen(asked, {
+  play: (choice) => game.enter(choice),
+  again: () => game.enter(session()),
+  share: (choice) => {
+    const link = linkTo(location.href, choice);
+    const copied = choice.image ? 'Link copied. Your picture stays with you.' : 'Link copied.';
+    copy(link).then(() => start.say(copied), () => start.say(link));
+  },
+});
 const menu = new Menu(settings, {
   closed: () => {
     steer();
@@ -94,14 +102,16 @@ function steer() {
 function cardPrimary() {
   const { reload } = game.state === 'error' ? errorText(document.body.dataset.error) : {};
   if (reload) location.reload();
-  else if (document.body.dataset.error === 'unknown_scene') game.leave('start');
+  else if (['unknown_scene', 'bad_image'].includes(document.body.dataset.error)) game.leave('start');
   else game.again();
 }
 
 function welcomed(message, surprising) {
   input.stream.repeat(performance.now());
   input.pump();
-  keepSession({ token: message.token, scene: message.scene, prompt: message.prompt, seed: message.seed });
+  const { token, scene, seed, resumed } = message;
+  const prompt = resumed ? session()?.prompt : message.prompt; // the one it grew from, not the one in force
+  keepSession({ token, scene, seed, prompt });
   if (surprising) hud.toast('Your world was not kept. This one grew from the same seed.');
   else if (offered.why && message.codec === 'jpeg' && asked.codec !== 'jpeg') hud.toast(offered.why);
 }
@@ -110,10 +120,7 @@ function showHouse({ players, capacity }) {
   card.countdown(`${players} of ${capacity} in. Asking again every few seconds.`);
 }
 
-function prompted({ text }) {
-  hud.toast(`The world heard: ${text}`);
-  keepSession({ ...session(), prompt: text });
-}
+function prompted({ text }) { hud.toast(`The world heard: ${text}`); }
 
 function note(text) { hud.toast(text); }
 
@@ -125,7 +132,7 @@ function whisper(open) {
 }
 
 function shareLink() {
-  const { scene, prompt, seed } = game.welcome ?? game.choice ?? {};
+  const { scene, prompt, seed } = session() ?? game.welcome ?? {};
   return linkTo(location.href, { scene, prompt, seed });
 }
 

@@ -4,14 +4,15 @@ import { Real, decode, encode } from './msgpack.js';
 
 export const VERSION = 1;
 export const MAX_PROMPT_CHARS = 500;
+export const MAX_IMAGE_BYTES = 192 * 1024;
 export const MAX_SLACK_MS = 60_000;
 
 const real = (value) => new Real(value);
 const clamp = (value, limit) => Math.min(limit, Math.max(-limit, value));
 
 // Each returns the bytes of one message; fields that are undefined stay away.
-export const hello = ({ codecs, name, scene, prompt, seed, token }) =>
-  encode({ type: 'hello', version: VERSION, name, codecs, scene, prompt, seed, token });
+export const hello = ({ codecs, name, scene, prompt, seed, token, image }) =>
+  encode({ type: 'hello', version: VERSION, name, codecs, scene: scene || undefined, prompt, seed, token, image });
 export const control = ({ seq, t_ms, axes, look = [0, 0] }) => encode({
   type: 'control', seq, t_ms: real(t_ms), axes: axes.map((axis) => real(clamp(axis, 1))),
   look: look[0] || look[1] ? look.map((degrees) => real(clamp(degrees, 360))) : undefined,

@@ -70,6 +70,11 @@ export const ERRORS = {
     title: 'That place is not on this map', text: 'The start scene in the link is not one of this server’s.',
     primary: 'Choose another', secondary: 'Back', operator: 'The hello named a scene that the served world does not have.',
   },
+  bad_image: {
+    title: 'That picture cannot be walked into', text: 'The server could not read it. Another picture may do.',
+    primary: 'Choose another', secondary: 'Back',
+    operator: 'The hello brought an image that is no whole still JPEG or PNG file within the limits.',
+  },
   bad_prompt: { toast: 'The world did not understand these words.' },
   bad_pose: { toast: 'The server did not accept a camera pose.' },
   pose_queue_full: { toast: 'More camera poses are waiting than the server holds.' },

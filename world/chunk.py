@@ -78,6 +78,9 @@ class Scene:
     scale: float = 0.2  # pose units that count as 1 for the model; a constant of the scene (model: max over a clip)
 
 
+DrawStart = Callable[[str, int], Scene]  # (prompt, seed) -> the place they ask for; "" leaves the words to the seed
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
     """A prompt and what the world's text encoder made of it (opaque outside the world)."""
@@ -124,7 +127,8 @@ class Picture:
 class World(Protocol):
     """What the game needs of a world. Slots count from 1: slot 0 is the padding row.
 
-    `prepare_image` and `encode_prompt` may run on any thread, beside `step`; everything else belongs to one thread.
+    `prepare_image`, `encode_prompt` and `draw_start` may run on any thread, beside `step`; everything else belongs to
+    one thread.
     """
 
     @property
@@ -139,6 +143,9 @@ class World(Protocol):
     def max_rows(self) -> int: ...
     @property
     def scenes(self) -> Sequence[Scene]: ...
+    @property
+    def draw_start(self) -> DrawStart | None:
+        """A pure function of prompt and seed; None where the world can start from given pictures only."""
 
     def prewarm(self, report: Report) -> None:
         """Run every shape that service uses, so that no player pays for the first."""

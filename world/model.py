@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from world import camera
-from world.chunk import Geometry, Picture, Prompt, Report, Row, Scene, Start
+from world.chunk import DrawStart, Geometry, Picture, Prompt, Report, Row, Scene, Start
 from world.config import WorldConfig
 from world.denoiser import Denoiser
 from world.nn.dit import CausalDiT
@@ -38,7 +38,9 @@ class DiffusionWorld:
         text: TextEncoder,
         scenes: Sequence[Scene],
         num_slots: int,
+        draw_start: DrawStart | None = None,
     ):
+        self.draw_start = draw_start
         self.cfg, self.vae, self.text_encoder, self._scenes = cfg, vae, text, tuple(scenes)
         self.device = dit.head.modulation.device
         self.slab = Slab(cfg, num_slots, self.device, dit.dtype, vae.dtype)

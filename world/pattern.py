@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from world.chunk import TEMPORAL_STRIDE, Geometry, Picture, Prompt, Report, Row, Scene, Start
+from world.chunk import TEMPORAL_STRIDE, DrawStart, Geometry, Picture, Prompt, Report, Row, Scene, Start
 from world.motion import pitch_deg, yaw_deg
 
 CELL_ROWS, CELL_COLUMNS = 6, 16
@@ -78,6 +78,7 @@ class PatternWorld:
     """The `World` protocol over test pictures. `on_step` runs as a forward starts: a delay, a fault, a record."""
 
     name = "pattern"
+    draw_start: DrawStart | None = None
 
     def __init__(
         self,

@@ -36,7 +36,7 @@ def test_page_status_and_thumbnails_are_answered(running_server: RunningServer) 
             world = json.loads((await get(app, "/world.json"))[2])
             assert (world["name"], world["ready"], world["players"], world["capacity"]) == ("pattern", True, 0, 3)
             assert (world["width"], world["height"], world["fps"]) == (224, 128, 16)
-            assert [scene["id"] for scene in world["scenes"]] == ["north", "east"]
+            assert [scene["id"] for scene in world["scenes"]] == ["north", "east"] and world["draws"] is False
             status, headers, body = await get(app, world["scenes"][1]["thumbnail"])
             (picture,) = av.CodecContext.create("mjpeg", "r").decode(av.Packet(body))
             assert headers["content-type"] == "image/jpeg" and (picture.width, picture.height) == (224, 128)

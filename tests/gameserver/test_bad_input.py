@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
+import numpy as np
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
@@ -19,12 +20,13 @@ from gameserver.app import App, running
 from gameserver.backpressure import Limits
 from gameserver.bot import BotError, BotPlan, play
 from gameserver.door import Settings
-from gameserver.encoder import VideoFrame
+from gameserver.encoder import VideoFrame, encode_still
 from gameserver.playback import Packet
 from gameserver.protocol import (
     CLOSE_CODES,
     ERRORS,
     EXPELLED,
+    MAX_IMAGE_BYTES,
     MAX_MESSAGE_BYTES,
     MAX_TRANSPORT_BYTES,
     MESSAGES_BURST,
@@ -228,6 +230,48 @@ def test_an_unknown_scene_is_told() -> None:
             with pytest.raises(BotError) as refused:
                 await play(app.play_url, BotPlan(scene="atlantis"))
             assert refused.value.code == "unknown_scene"
+
+    asyncio.run(run())
+
+
+def test_pictures_that_cannot_be_used_are_told_and_a_neighbour_plays_on() -> None:
+    picture = encode_still(np.full((64, 64, 3), 90, np.uint8))
+    size = b"\x00\x40\x00\x40"
+    bad = {
+        "nothing": b"",
+        "no picture": b"GIF89a" + bytes(100),
+        "half a picture": picture[: len(picture) // 2],
+        "a huge picture": picture.replace(size, b"\xff\xdc\xff\xdc", 1),
+        "many bytes": picture + bytes(MAX_IMAGE_BYTES),
+    }
+
+    async def run() -> None:
+        async with serving() as app, Neighbour(app).playing():
+            for data in bad.values():
+                async with player(app) as client:
+                    await client.send(pack(HELLO | {"image": data}))
+                    await expect_error(client, "bad_image")
+            async with player(app) as client:
+                await client.send(pack(HELLO | {"image": bytes(MAX_TRANSPORT_BYTES)}))
+                await expect_error(client, "too_large")
+            assert app.door.counts.errors == {"bad_image": len(bad)}
+            async with player(app, pack(HELLO | {"image": picture})) as client:
+                await hear(client, "frame")
+
+    asyncio.run(run())
+
+
+def test_a_player_who_leaves_while_a_picture_is_read_disturbs_nobody() -> None:
+    picture = encode_still(np.zeros((2048, 2048, 3), np.uint8))
+
+    async def run() -> None:
+        async with serving() as app, Neighbour(app).playing():
+            for cut in (len(picture), len(picture) - 2000):
+                async with player(app) as client:
+                    await client.send(pack(HELLO | {"image": picture[:cut]}))
+                    client.transport.abort()
+            while len(app.door.lobby) > 1:
+                await asyncio.sleep(0.005)
 
     asyncio.run(run())
 

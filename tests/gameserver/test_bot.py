@@ -398,6 +398,15 @@ def test_recorded_cameras_come_from_files(tmp_path: Path) -> None:
     assert (tmp_path / "out.mp4").stat().st_size > 0
 
 
+def test_a_picture_to_start_from_comes_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server = FakeServer()
+    (tmp_path / "start.png").write_bytes(b"whatever the server makes of it")
+    assert command(server, "--seconds", "0.1", "--image", str(tmp_path / "start.png")) == 0
+    assert server.of("hello")[0]["image"] == b"whatever the server makes of it"
+    assert command(server, "--image", str(tmp_path / "missing.png")) == 1
+    assert "missing.png: No such file" in capsys.readouterr().err
+
+
 def test_a_refusal_is_a_sentence_and_a_status(capsys: pytest.CaptureFixture[str]) -> None:
     assert command(refuse, "--seconds", "1") == 1
     captured = capsys.readouterr()

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Player, RunningServer, open_socket, playing, read_frames
+from numpy.typing import NDArray
 from websockets.exceptions import ConnectionClosed
 
 from gameserver.backpressure import Limits
+from gameserver.encoder import encode_still
 from gameserver.protocol import ProtocolError
-from world.chunk import Row
+from world.chunk import Row, Scene
 from world.pattern import PatternWorld, prompt_mark
 
 RELAXED = Limits(late_s=30.0, stall_s=60.0)  # a busy machine must not look like a slow link
@@ -121,6 +123,58 @@ def test_a_prompt_that_cannot_be_encoded_is_told_and_the_play_goes_on(running_se
             assert (await player.hear_until("welcome"))["prompt"] == "A test pattern looking north."
             await player.say("prompt", text="bad again")
             await player.hear_until("error", code="bad_prompt")
+            await player.hear_frames(5)
+
+    asyncio.run(scene())
+
+
+class DrawingWorld(PatternWorld):
+    """Draws places, and keeps the pictures that sessions begin from."""
+
+    def __init__(self) -> None:
+        super().__init__(num_slots=4)
+        self.begun: list[NDArray[np.uint8]] = []
+
+    def draw_start(self, prompt: str, seed: int) -> Scene:  # type: ignore[override]
+        image = np.full((128, 224, 3), seed, np.uint8)
+        return Scene("", "", prompt or "words of the seed", image, self.scenes[0].intrinsics)
+
+    def prepare_image(self, image: NDArray[np.uint8]) -> Any:
+        self.begun.append(image)
+        return super().prepare_image(image)
+
+
+def test_a_place_is_drawn_for_a_prompt_and_an_empty_prompt_brings_its_words_back(
+    running_server: RunningServer,
+) -> None:
+    async def scene() -> None:
+        world = DrawingWorld()
+        async with running_server(world, limits=RELAXED) as app:
+            async with playing(app, scene="east", prompt="deep snow", seed=9) as player:
+                assert (player.welcome["scene"], player.welcome["prompt"]) == ("east", "deep snow")
+                np.testing.assert_array_equal(world.begun[-1], 9)
+            async with playing(app, prompt=" \n ", seed=11) as player:
+                assert (player.welcome["scene"], player.welcome["prompt"]) == ("", "words of the seed")
+                np.testing.assert_array_equal(world.begun[-1], 11)
+                await player.say("prompt", text="fog")
+                await player.hear_until("prompted", text="fog")
+                await player.say("prompt", text="")
+                await player.hear_until("prompted", text="words of the seed")
+                await player.hear_frames(1)
+            async with playing(app, scene="east") as player:
+                assert player.welcome["prompt"] == world.scenes[1].prompt
+                np.testing.assert_array_equal(world.begun[-1], world.scenes[1].image)
+
+    asyncio.run(scene())
+
+
+def test_a_session_begins_in_the_picture_it_brought(running_server: RunningServer) -> None:
+    async def scene() -> None:
+        world = DrawingWorld()
+        image = encode_still(np.full((300, 1500, 3), 77, np.uint8))
+        async with running_server(world, limits=RELAXED) as app, playing(app, image=image, seed=3) as player:
+            assert (player.welcome["scene"], player.welcome["prompt"], player.welcome["seed"]) == ("", "", 3)
+            assert world.begun[-1].shape == (128, 224, 3) and abs(world.begun[-1].mean() - 77) < 2
             await player.hear_frames(5)
 
     asyncio.run(scene())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,15 @@ Message = dict[str, Any]
 
 POSE = struct.pack("<16f", 1, 0, 0, 0.5, 0, 1, 0, -0.25, 0, 0, 1, 2, 0, 0, 0, 1)
 TURNED = struct.pack("<16f", 0, 0, 1, 0, 0, 1, 0, 0, -1, 0, 0, 0, 0, 0, 0, 1)  # a quarter turn to the right
+# A PNG file of one green pixel: what a hello may bring.
+PIXEL = b"\x89PNG\r\n\x1a\n" + b"".join(
+    struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    for kind, data in {
+        b"IHDR": struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0),
+        b"IDAT": bytes.fromhex("7801010400fbff0020a04001e40101"),
+        b"IEND": b"",
+    }.items()
+)
 
 HELLO: Message = {"type": "hello", "version": 1}
 HELLO_POSES: Message = {"type": "hello", "version": 1, "control": "poses"}
@@ -37,6 +47,7 @@ CLIENT: dict[str, Message] = {
         "token": "b2f1c0ffee",
         "intrinsics": [140.5, 140.5, 112, 64],
         "scale": 0.2,
+        "image": PIXEL,
     },
     "control, first": CONTROL,
     "control, with look": {
@@ -174,7 +185,9 @@ def bad_vectors() -> list[Message]:
         bad("a seed of 2**53", "bad_message", pack(HELLO | {"seed": 2**53}), ()),
         bad("arrays 60000 deep", "bad_message", b"\x91", (), 60000),
         bad("maps 20000 deep", "bad_message", b"\x81\xa1x", (), 20000),
-        bad("65537 bytes", "too_large", b"\x91", (), 65537),
+        bad("65537 bytes after the hello", "too_large", b"\x91", (HELLO,), 65537),
+        bad("262145 bytes", "too_large", b"\x91", (), 262145),
+        bad("text for an image", "bad_message", pack(HELLO | {"image": "a" * 64}), ()),
         bad("version 2", "unsupported_version", pack(HELLO | {"version": 2}), ()),
         bad("version 2 with fields of its own", "unsupported_version", pack(HELLO | {"version": 2, "mood": []}), ()),
         bad("no hello", "out_of_order", pack(CONTROL), ()),

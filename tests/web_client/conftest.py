@@ -115,7 +115,8 @@ class Line:
         route.on_message(lambda data: self._receive(data, stage))
 
     def _receive(self, data: bytes, stage: Stage) -> None:
-        message = protocol.decode_client(data)  # whatever the page sends must be of the protocol
+        # whatever the page sends must be of the protocol
+        message = protocol.decode_client(data, protocol.MAX_TRANSPORT_BYTES)
         self.received.append(message)
         if isinstance(message, protocol.Hello):
             stage.on_hello(self, message)

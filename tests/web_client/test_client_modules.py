@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gameserver.protocol import ERRORS, decode_client
+from gameserver.protocol import ERRORS, MAX_IMAGE_BYTES, MAX_TRANSPORT_BYTES, decode_client
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 
@@ -103,12 +103,15 @@ def test_every_message_the_page_builds_is_one_the_server_takes(run: Callable[...
         const loud = { seq: 1, t_ms: 0.5, axes: [3, -3, 0, 0.25], look: [1000, -1000] };
         return [hello({ codecs: ['h264', 'jpeg'] }),
           hello({ codecs: ['jpeg'], scene: 'a', prompt: 'snow', seed: 2 ** 53 - 1, token: 't' }), control(loud),
+          hello({ codecs: ['jpeg'], scene: '', image: new Uint8Array(MAX_IMAGE_BYTES).fill(7) }),
           control({ seq: 2 ** 32 - 1, t_ms: 7, axes: [0, 0, 0, 0] }), prompt(''), prompt('é'.repeat(500)),
           ack({ packet: 0, hidden: false, slack_ms: null }), ack({ packet: 2 ** 40, hidden: true, slack_ms: -1e9 }),
           keyframe(), ping(0), bye()].map(hex);
         """,
     )
-    messages = [decode_client(bytes.fromhex(message)) for message in built]
+    messages = [decode_client(bytes.fromhex(message), MAX_TRANSPORT_BYTES) for message in built]
+    with_image = messages.pop(3)
+    assert (with_image.scene, with_image.image) == (None, b"\7" * MAX_IMAGE_BYTES)
     assert len({type(message) for message in messages}) == 7
     assert messages[2].axes == (1.0, -1.0, 0.0, 0.25) and messages[2].look == (360.0, -360.0)
     assert messages[7].slack_ms == -60_000.0
@@ -250,6 +253,28 @@ def test_the_address_and_what_is_kept(run: Callable[..., Any]) -> None:
     assert out["asked"]["quality"] == "smooth" and out["asked"]["sensitivity"] == 1
     assert out["broken"]["quality"] == "balanced"
     assert out["link"] == "http://h/x?scene=a+b&seed=0&prompt=%C3%A9%26"
+
+
+sizes = st.fixed_dictionaries({"width": st.integers(1, 9000), "height": st.integers(1, 9000)})
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(sizes, sizes), min_size=20, max_size=20))
+def test_a_picture_is_fitted_and_never_made_larger(run: Callable[..., Any], pairs: list[Any]) -> None:
+    for (size, limit), part in zip(
+        pairs, run("picture", "return input.map(([size, limit]) => fit(size, limit));", pairs), strict=True
+    ):
+        assert part["x"] >= -1e-6 and part["x"] * 2 + part["width"] == pytest.approx(size["width"])
+        assert part["y"] >= -1e-6 and part["y"] * 2 + part["height"] == pytest.approx(size["height"])
+        assert part["width"] * limit["height"] == pytest.approx(part["height"] * limit["width"])
+        assert 1 <= part["across"] <= limit["width"] and 1 <= part["down"] <= limit["height"]
+        assert part["across"] <= size["width"] and part["down"] <= size["height"]
+
+
+def test_chances_follow_from_the_seed(run: Callable[..., Any]) -> None:
+    draw = "return input.map((seed) => { const next = chances(seed); return [next(), next(), next()]; });"
+    one, again, other, high = run("sketch", draw, [1, 1, 2, 2**40 + 1])
+    assert one == again and len({*one, *other, *high}) == 9 and all(0 <= x < 1 for x in [*one, *other, *high])
 
 
 def test_every_error_code_has_words_for_the_player_and_the_operator(run: Callable[..., Any]) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from gameserver.app import App, running
 from gameserver.door import Settings
+from gameserver.encoder import encode_still
 from world.chunk import Report
 from world.pattern import PatternWorld, Reading, prompt_mark
 
@@ -181,6 +182,20 @@ def test_a_killed_server_is_waited_for_and_played_again(
     assert "not kept" in page.locator("#toast").inner_text()
     second.close()
     wait(page, "m.state === 'going_down'")
+
+
+def test_a_picture_of_ones_own_is_played(new_page: Callable[..., Any], look: Look, house: House) -> None:
+    page = new_page()
+    page.goto(house.url)
+    page.wait_for_selector("#own")
+    image = np.random.default_rng(0).integers(0, 255, (1080, 1920, 3), np.uint8)  # noise: the worst there is to send
+    page.set_input_files("#own-file", {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": encode_still(image)})
+    page.wait_for_selector("[data-tile=':own']")
+    page.fill("#seed", "12")
+    page.click("#play")
+    wait(page, "m.state === 'playing' && m.painted.frame >= 4")
+    seen, reading, _ = look(page)
+    assert (seen["session"]["scene"], seen["session"]["prompt"], reading.seed) == ("", "", 12)
 
 
 def test_another_tab_takes_the_session_over(new_page: Callable[..., Any], look: Look, house: House) -> None:

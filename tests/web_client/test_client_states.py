@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 
 from gameserver import protocol
+from gameserver.encoder import encode_still
+from gameserver.upload import read_image
 
 Look = Callable[[Any], tuple[Any, Any, Any]]
 
@@ -54,6 +58,151 @@ def test_a_visitor_plays_within_two_clicks_with_what_was_chosen(stage: Any, h264
     it.lines[0].frames(h264, 0, 4)
     it.wait("m.state === 'playing'")
     assert page.locator("#start").is_hidden() and page.locator("#card").is_hidden()
+
+
+def backdrop(it: Any) -> list[int]:
+    """The colour in the middle of what lies behind the start screen."""
+    pen = "document.getElementById('backdrop').getContext('2d')"
+    return list(it.page.evaluate(f"[...{pen}.getImageData(112, 64, 1, 1).data]"))[:3]
+
+
+def photo(width: int, height: int) -> dict[str, Any]:
+    """A file of one colour, (40, 160, 90), to be opened by the page."""
+    image = np.broadcast_to(np.array([40, 160, 90], np.uint8), (height, width, 3))
+    return {"name": "holiday.jpg", "mimeType": "image/jpeg", "buffer": encode_still(image)}
+
+
+def open_drawing(it: Any, query: str = "") -> Any:
+    """The start screen of a world that draws places."""
+    it.world["draws"] = True
+    page = it.open(query)
+    page.wait_for_selector("#own")
+    return page
+
+
+def press_play(it: Any) -> protocol.Hello:
+    it.page.click("#play")
+    it.until(lambda: it.lines and it.lines[-1].received)
+    return it.lines[-1].of(protocol.Hello)[0]
+
+
+def test_the_words_of_a_scene_can_be_edited_and_are_sent_only_then(stage: Any) -> None:
+    it = stage()
+    page = open_drawing(it)
+    assert page.input_value("#prompt") == "A meadow."
+    page.click("[data-tile=east]")
+    assert page.input_value("#prompt") == "The shore." and "Other words" in text(it, "#hint")
+    page.fill("#prompt", "The shore in fog.")
+    assert "place of their own" in text(it, "#hint")
+    page.click("[data-tile=north]")
+    assert page.input_value("#prompt") == "The shore in fog.", "what somebody typed is not overwritten"
+    page.fill("#prompt", "A meadow.")
+    hello = press_play(it)
+    assert (hello.scene, hello.prompt, hello.seed, hello.image) == ("north", None, None, None)
+
+
+def test_somewhere_new_has_a_seed_that_can_be_seen_shared_and_changed(stage: Any) -> None:
+    it = stage()
+    it.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page = open_drawing(it)
+    assert page.input_value("#seed") == "" and page.is_checked("[value=north]")
+    page.click("[data-tile=':new']")
+    first, before = page.input_value("#seed"), backdrop(it)
+    assert first.isdecimal() and page.input_value("#prompt") == ""
+    page.click("[data-tile=east]")
+    assert page.input_value("#seed") == "", "a scene needs none"
+    page.click("[data-tile=':new']")
+    assert page.input_value("#seed") == first
+    page.fill("#seed", "77")
+    assert backdrop(it) != before, "another seed is another place"
+    page.click("#share")
+    it.see("document.getElementById('hint').textContent === 'Link copied.'")
+    assert page.evaluate("navigator.clipboard.readText()") == f"{it.origin}/?seed=77"
+    page.fill("#seed", "")
+    page.click("#dice")
+    seed = int(page.input_value("#seed"))
+    hello = press_play(it)
+    assert (hello.scene, hello.prompt, hello.seed) == (None, None, seed)
+
+
+def test_a_link_to_a_seed_leads_somewhere_new(stage: Any) -> None:
+    it = stage()
+    page = open_drawing(it, "?seed=77&prompt=dunes")
+    assert page.is_checked("[value=':new']")
+    hello = press_play(it)
+    assert (hello.scene, hello.prompt, hello.seed) == (None, "dunes", 77)
+    other = stage()
+    other.open("?seed=77").wait_for_selector("#own")
+    assert other.page.locator("[data-tile=':new']").count() == 0, "this world does not draw"
+    assert press_play(other).scene == "north"
+
+
+@pytest.mark.parametrize("size, sent", [((1600, 900), (224, 126)), ((2000, 256), (224, 128)), ((100, 200), (100, 57))])
+def test_a_picture_of_ones_own_is_fitted_here_and_sent(
+    stage: Any, h264: list[Any], size: tuple[int, int], sent: tuple[int, int]
+) -> None:
+    it = stage()
+    page = open_drawing(it)
+    page.set_input_files("#own-file", photo(*size))
+    page.wait_for_selector("[data-tile=':own']")
+    assert page.is_checked("[value=':own']") and "holiday.jpg" in page.get_attribute("[data-tile=':own']", "title")
+    assert np.abs(np.subtract(backdrop(it), (40, 160, 90))).max() < 12
+    page.fill("#prompt", "a green sea")
+    hello = press_play(it)
+    assert (hello.scene, hello.prompt) == (None, "a green sea")
+    (frame,) = av.CodecContext.create("mjpeg", "r").decode(av.Packet(hello.image))
+    assert abs(frame.width - sent[0]) <= 1 and abs(frame.height - sent[1]) <= 2
+    image = read_image(hello.image, 224, 128)
+    assert np.abs(image.reshape(-1, 3).mean(axis=0) - (40, 160, 90)).max() < 6
+    it.lines[0].frames(h264, 0, 4)
+    it.wait("m.state === 'playing'")
+    it.page.keyboard.press("Escape")
+    page.click("#leave")
+    page.click("#card-primary")
+    it.until(lambda: len(it.lines) == 2 and it.lines[1].received)
+    assert it.lines[1].of(protocol.Hello)[0].image == hello.image, "there again"
+
+
+def test_a_picture_can_be_dropped_and_another_one_opened(stage: Any) -> None:
+    it = stage()
+    page = open_drawing(it)
+    drag = """([kind, bytes]) => {
+      const dataTransfer = new DataTransfer();
+      dataTransfer.items.add(new File([new Uint8Array(bytes)], 'dropped.jpg', { type: 'image/jpeg' }));
+      const event = new DragEvent(kind, { dataTransfer, bubbles: true, cancelable: true });
+      document.body.dispatchEvent(event);
+      return event.defaultPrevented;
+    }"""
+    file = list(photo(64, 64)["buffer"])
+    assert page.evaluate(drag, ["dragover", file])
+    assert page.evaluate("document.body.hasAttribute('data-drop')")
+    assert page.evaluate(drag, ["drop", file]), "the browser must not leave the page for it"
+    page.wait_for_selector("[data-tile=':own'][title='dropped.jpg']")
+    assert not page.evaluate("document.body.hasAttribute('data-drop')")
+    page.set_input_files("#own-file", photo(32, 32))
+    page.wait_for_selector("[data-tile=':own'][title='holiday.jpg']")
+    assert page.locator("[data-tile=':own']").count() == 1
+    page.click("[data-tile=east]")
+    assert press_play(it).image is None
+
+
+def test_a_file_that_is_no_picture_is_said_and_changes_nothing(stage: Any) -> None:
+    it = stage()
+    page = open_drawing(it)
+    page.set_input_files("#own-file", {"name": "a.txt", "mimeType": "image/png", "buffer": b"not a picture"})
+    it.see("/cannot open that file/.test(document.getElementById('hint').textContent)")
+    assert page.is_checked("[value=north]") and page.locator("[data-tile=':own']").count() == 0
+    assert page.get_attribute("#hint", "role") == "status"
+
+
+def test_after_a_picture_that_the_server_refused_there_is_another_choice(stage: Any) -> None:
+    it = stage()
+    it.on_hello = lambda line, hello: line.refuse("bad_image")
+    open_drawing(it)
+    press_play(it)
+    it.wait("m.state === 'error'")
+    it.page.click("#card-primary")
+    it.wait("m.state === 'start'")
 
 
 @pytest.mark.parametrize("renderer", ["2d", "webgl"])
@@ -235,6 +384,20 @@ def test_enter_says_a_prompt_and_its_effect_is_announced(stage: Any, h264: list[
     assert it.page.evaluate("window.manyworlds.state") == "playing", "an error that is not fatal stops nothing"
 
 
+def test_a_link_from_the_menu_keeps_the_words_the_world_grew_from(stage: Any, h264: list[Any]) -> None:
+    it = stage()
+    it.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    line = play(it, h264, last=4)
+    line.say(protocol.Prompted(text="fog", chunk=2))
+    it.see("document.getElementById('toast').textContent.includes('fog')")
+    it.page.keyboard.press("Escape")
+    it.page.click("#copy-link")
+    it.see("document.getElementById('toast').textContent === 'Link copied'")
+    assert it.page.evaluate("navigator.clipboard.readText()") == f"{it.origin}/?scene=north&seed=4242&prompt=a+meadow"
+    kept = it.page.evaluate("JSON.parse(sessionStorage.getItem('manyworlds.session'))")
+    assert kept == {"token": "t-17", "scene": "north", "prompt": "a meadow", "seed": 4242}
+
+
 def test_numbers_are_live_and_trouble_has_badges(stage: Any, h264: list[Any]) -> None:
     it = stage()
     line = play(it, h264, last=4)
@@ -361,15 +524,21 @@ def test_the_pause_menu_changes_the_picture_leaves_and_starts_anew(stage: Any, h
 @pytest.mark.parametrize("size", [(1280, 800), (390, 844), (844, 390)])
 def test_everything_is_within_reach(stage: Any, h264: list[Any], size: tuple[int, int]) -> None:
     it = stage(*size, has_touch=size[0] < 1000)
-    it.open()
-    it.page.wait_for_selector("#scenes label")
+    open_drawing(it)
     assert in_view(it) == []
     it.page.keyboard.press("Tab")
     order = []
-    for _ in range(6):
+    for _ in range(7):
         order.append(it.page.evaluate("document.activeElement.id || document.activeElement.name"))
         it.page.keyboard.press("Tab")
-    assert order[:5] == ["scene", "prompt", "seed", "dice", "play"]
+    assert order == ["scene", "own-file", "prompt", "seed", "dice", "share", "play"]
+    it.page.set_input_files("#own-file", photo(64, 64))
+    it.page.wait_for_selector("[data-tile=':own']")
+    boxes = [tile.bounding_box() for tile in it.page.locator(".tile").all()]
+    assert all(min(box["width"], box["height"]) >= 44 for box in boxes)
+    assert it.page.locator("[data-tile=':own']").bounding_box()["x"] < size[0] - 44, "what is chosen is in view"
+    play = it.page.locator("#play").bounding_box()
+    assert play["y"] + play["height"] <= size[1], "Play is never below the fold"
     it.page.click("#play")
     it.until(lambda: it.lines and it.lines[0].received)
     it.lines[0].frames(h264, 0, 4)

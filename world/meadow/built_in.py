@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from world.chunk import Report, WorldError
 from world.meadow.config import TEXT, meadow_config
-from world.meadow.start_scenes import START_SCENES, draw_scene
+from world.meadow.start_scenes import START_SCENES, draw_place, draw_scene
 from world.model import DiffusionWorld
 from world.nn.dit import CausalDiT, keeps_float32
 from world.nn.text import ByteTextEncoder
@@ -43,8 +44,10 @@ def load_meadow(
         keys = {key: f"{name}.{key}" for key in module.state_dict()}
         load_tensors_into(module, weights, own, dtypes[name], device, report, names=keys)
         module.eval().requires_grad_(False)
+    size = {"width": cfg.geometry.width, "height": cfg.geometry.height}
     scenes = []
     for i, start in enumerate(START_SCENES):
         report("drawing start pictures", i / len(START_SCENES))
-        scenes.append(draw_scene(start, cfg.geometry.width, cfg.geometry.height))
-    return DiffusionWorld(cfg, modules["dit"], modules["vae"], ByteText(modules["text"]), scenes, num_slots)
+        scenes.append(draw_scene(start, **size))
+    text, draw = ByteText(modules["text"]), partial(draw_place, **size)
+    return DiffusionWorld(cfg, modules["dit"], modules["vae"], text, scenes, num_slots, draw)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from world.chunk import Scene
-from world.meadow.look import Look
+from world.meadow.look import Look, random_look
 from world.meadow.teacher import HEIGHT, WIDTH, default_intrinsics, make_terrain, render
 
 
@@ -47,3 +47,9 @@ def draw_start(seed: int, look: Look, width: int = WIDTH, height: int = HEIGHT) 
 def draw_scene(start: StartScene, width: int = WIDTH, height: int = HEIGHT) -> Scene:
     image = draw_start(start.seed, Look.parse(start.prompt), width, height)
     return Scene(start.id, start.title, start.prompt, image, default_intrinsics(width, height).numpy())
+
+
+def draw_place(prompt: str, seed: int, width: int = WIDTH, height: int = HEIGHT) -> Scene:
+    """`world.chunk.DrawStart`: the land is the seed's, the look the prompt's; without words it is the seed's too."""
+    words = prompt if prompt.strip() else random_look(np.random.default_rng(seed)).prompt()
+    return draw_scene(StartScene("", "Somewhere new", words, seed), width, height)

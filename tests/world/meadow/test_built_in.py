@@ -131,6 +131,12 @@ def test_the_picture_moves_against_the_turn(world: DiffusionWorld, seen: dict[st
     assert np.mean(np.sign(moved) == way) >= 0.75, moved
 
 
+def test_it_draws_places_of_the_size_it_plays(world: DiffusionWorld) -> None:
+    assert world.draw_start is not None
+    place = world.draw_start("", 2**40)
+    assert place.image.shape == (world.geometry.height, world.geometry.width, 3) and place.prompt
+
+
 def test_missing_weights_are_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(WorldError, match=r"absent\.safetensors cannot be read as the built-in world"):
         load_meadow(1, CPU, torch.float32, silent, tmp_path / "absent.safetensors")
