@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from world import camera
-from world.chunk import Geometry, Picture, Prompt, Report, Row, Scene, Start
+from world.chunk import Geometry, Identity, Picture, Prompt, Report, Row, Scene, Start
 from world.config import WorldConfig
 from world.denoiser import Denoiser
+from world.identity import arithmetic, config_text, digest, weights_digest
 from world.nn.dit import CausalDiT
 from world.nn.vae import VideoVAE
 from world.picture import to_i420, to_video
@@ -46,6 +47,7 @@ class DiffusionWorld:
         self._starts: dict[int, Start] = {}
         self._text_lock = threading.Lock()
         self._prompts = PromptCache(PROMPTS_KEPT)
+        self._weights: str | None = None  # digest, once somebody asked
         for slot in range(1, num_slots + 1):
             self.slab.poison(slot)
 
@@ -78,6 +80,12 @@ class DiffusionWorld:
         """The arithmetic of linears and attention, for a person to read."""
         return str(self.denoiser.dit.dtype).removeprefix("torch.")
 
+    def identify(self, report: Report) -> Identity:
+        if self._weights is None:
+            modules = {"dit": self.denoiser.dit, "vae": self.vae, "text": self.text_encoder.network}
+            self._weights = weights_digest(modules, report)
+        return Identity(self._weights, config_text(self.cfg), arithmetic(self.device, self.dtype))
+
     def prewarm(self, report: Report) -> None:
         """Every number of rows, in a first and in a later chunk: begin, decode and commit."""
         scene, f = self._scenes[0], self.geometry.chunk_frames
@@ -107,6 +115,10 @@ class DiffusionWorld:
     def prepare_image(self, image: NDArray[np.uint8]) -> Any:
         video = to_video(image, self.geometry.height, self.geometry.width).to(self.device)
         return encode_image(self.vae, video, then_black=self.cfg.conditioning == "first_frame")
+
+    @torch.inference_mode()
+    def digest(self, prepared: Any) -> bytes:
+        return digest(prepared)
 
     @torch.inference_mode()
     def open(self, slot: int, start: Start) -> None:
@@ -188,7 +200,12 @@ class DiffusionWorld:
                 if slots:
                     for slot, frames in zip(slots, self._decode_frame(slots, i, first), strict=True):
                         pieces[slot].append(frames)
-        return [Picture(row.slot, row.chunk_index, np.concatenate(pieces[row.slot])) for row in rows]
+        return [self._picture(row, np.concatenate(pieces[row.slot])) for row in rows]
+
+    def _picture(self, row: Row, frames: NDArray[np.uint8]) -> Picture:
+        latents = self.slab.x[row.slot].cpu()
+        means = latents.numpy().mean(axis=(1, 2, 3), dtype=np.float64).astype(np.float32)
+        return Picture(row.slot, row.chunk_index, frames, digest(latents), means)
 
     def _decode_frame(self, slots: Sequence[int], index: int, first: bool) -> NDArray[np.uint8]:
         """Latent frame `index` of these slots' chunks -> I420 [B, 1 or 4, H * 3 // 2, W]; their caches move on."""
