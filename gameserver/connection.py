@@ -171,7 +171,7 @@ class Connection:
             start = await door.preparation.start(hello, scene, prompt, seat.seed)
             door.check_open()
             self._sit(seat)
-            if not door.mailbox.put(Join(seat.session_id, start, seat.control)):
+            if not door.mailbox.put(Join(seat.session_id, start, seat.control, scene.id)):
                 raise ProtocolError("full", "too many players are coming in at once")
             await seat.joined
         except BaseException:

@@ -8,13 +8,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 from gameserver.mailbox import Extend, Join, Leave, Letter, Mailbox, Presence, PromptChange, Slack, Steer
 from gameserver.notes import Ended, Frames, Joined, Note, Refused
+from gameserver.protocol import VERSION
+from gameserver.recorder import Entry, Recorder
+from sessions.records import Mark, MarkKind, Record, chunk_of, header_of
 from sessions.roster import Full, UnknownSession
 from sessions.tick import Counters, Game
 from sessions.trajectory import PoseQueueFull
-from world.chunk import Report, World, WorldError
+from world.chunk import Identity, Report, World, WorldError
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +51,12 @@ class Engine:
     """`start` it, put letters into its `mailbox`, get notes delivered. Other threads only read the public fields."""
 
     def __init__(
-        self, load: LoadWorld, deliver: Deliver, mailbox: Mailbox, clock: Callable[[], float] = time.monotonic
+        self,
+        load: LoadWorld,
+        deliver: Deliver,
+        mailbox: Mailbox,
+        clock: Callable[[], float] = time.monotonic,
+        recorder: Recorder | None = None,  # what is told goes through it; it delivers to the same place
     ) -> None:
         self.mailbox = mailbox
         self.phase = Phase.LOADING
@@ -60,6 +69,9 @@ class Engine:
         self._load = load
         self._deliver = deliver
         self._clock = clock
+        self._recorder = recorder
+        self._identity: Identity | None = None  # of the world, where there is a recorder
+        self._entries: list[Entry] = []  # of this turn of the loop
         self._beat_s = clock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -90,9 +102,7 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            game = self._prepare()
-            while not self._stopping.is_set():
-                self._loop(game)
+            self._play(self._prepare())
             self.phase = Phase.STOPPED
         except Stopped:
             self.phase = Phase.STOPPED
@@ -101,10 +111,12 @@ class Engine:
             self.phase = Phase.FAILED
             if not isinstance(fault, WorldError):  # whose sentence says it all
                 log.error("the engine failed", exc_info=True)
-            self._deliver([Ended()])
+            self._tell([Ended()])
 
     def _prepare(self) -> Game:
         self.world = self._load(self._report)
+        if self._recorder is not None:
+            self._identity = self.world.identify(self._report)
         self.phase = Phase.PREWARMING
         self._report("warming up", 0.0)
         self.world.prewarm(self._report)
@@ -112,8 +124,19 @@ class Engine:
         self.counters = game.counters
         self._beat_s = self._clock()
         self.phase = Phase.READY
-        self._deliver([])  # somebody may wait for this
+        self._tell([])  # somebody may wait for this
         return game
+
+    def _play(self, game: Game) -> None:
+        why = "the server failed"
+        try:
+            while not self._stopping.is_set():
+                self._loop(game)
+            why = "the server went down"
+        finally:
+            for session in game.roster:
+                self._mark(session.id, "end", why)
+            self._tell([])
 
     def _report(self, stage: str, share: float) -> None:
         self.progress = Progress(stage, share)
@@ -130,12 +153,39 @@ class Engine:
         due_s = game.due_s(now_s)
         if due_s is not None and due_s <= now_s:
             finished = game.tick(now_s, self._clock).finished
+            for chunk in finished:
+                self._record(chunk.session_id, partial(chunk_of, chunk))
             notes += [Frames(chunk.session_id, chunk, game.roster[chunk.session_id].poses_queued) for chunk in finished]
             self.ticks += 1
-        if notes:
-            self._deliver(notes)
+        if notes or self._entries:
+            self._tell(notes)
         self.loops += 1
         self._beat_s = self._clock()
+
+    def _tell(self, notes: Sequence[Note]) -> None:
+        """Notes to the sockets, behind the records of what they tell of."""
+        if self._recorder is None:
+            self._deliver(notes)
+        else:
+            entries, self._entries = self._entries, []
+            self._recorder.post(notes, entries, self._clock())
+
+    def _record(self, session_id: str, make: Callable[[], Record], begins: bool = False) -> None:
+        if self._recorder is not None:
+            self._entries.append(Entry(session_id, make, begins))
+
+    def _mark(self, session_id: str, kind: MarkKind, text: str = "") -> None:
+        self._record(session_id, partial(Mark, kind=kind, text=text))
+
+    def _record_start(self, join: Join) -> None:
+        if self._recorder is None or self._identity is None or self.world is None:
+            return
+        begin = partial(
+            header_of, self.world, self._identity, join.start, join.control, join.scene_id, join.picture,
+            run=self._recorder.run, session=join.session_id, protocol=VERSION,
+        )  # fmt: skip
+        self._record(join.session_id, begin, begins=True)
+        self._mark(join.session_id, "join")
 
     def _apply(self, game: Game, letter: Letter) -> Note | None:
         """Tell the game; what it refuses goes back to the sender and disturbs nobody else."""
@@ -144,6 +194,7 @@ class Engine:
             match letter:
                 case Join(start=start, control=control):
                     game.join(session_id, start, control, self._clock())
+                    self._record_start(letter)
                     return Joined(session_id)
                 case Steer(control=control):
                     game.steer(session_id, control)
@@ -151,14 +202,18 @@ class Engine:
                     game.extend(session_id, seq, poses)
                 case PromptChange(prompt=prompt):
                     game.set_prompt(session_id, prompt)
+                    self._mark(session_id, "prompt", prompt.text)
                 case Slack(chunk_index=chunk_index, slack_s=slack_s):
                     game.report_slack(session_id, slack_s, chunk_index)
                 case Presence(attached=True):
                     game.attach(session_id, self._clock())
+                    self._mark(session_id, "reconnect")
                 case Presence():
                     game.detach(session_id)
+                    self._mark(session_id, "detach")
                 case Leave():
                     game.leave(session_id)
+                    self._mark(session_id, "end", "the player left")
                 case _:
                     raise TypeError(f"no such letter: {letter}")
         except UnknownSession:  # it left while this was on its way

@@ -29,6 +29,7 @@ Digest = Annotated[bytes, Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)
 InputDigest = Annotated[bytes, Meta(min_length=INPUT_DIGEST_BYTES, max_length=INPUT_DIGEST_BYTES)]
 Number = Annotated[float, Meta(ge=-1e15, le=1e15)]  # a range refuses NaN and infinities
 Positive = Annotated[float, Meta(gt=0, le=1e15)]
+MarkKind = Literal["join", "detach", "reconnect", "prompt", "end"]
 Held = tuple[Positive, tuple[Number, Number, Number, Number]]  # seconds, and the axes forward, right, turn, pitch
 
 
@@ -137,7 +138,7 @@ class Chunk(Record, frozen=True, tag="chunk"):
 class Mark(Record, frozen=True, tag="mark"):
     """What happened between the chunks around it. `text`: the prompt asked for, or why it ended."""
 
-    kind: Literal["join", "detach", "reconnect", "prompt", "end"]
+    kind: MarkKind
     text: str = ""
 
 
