@@ -138,6 +138,8 @@ def replay(
             if not tracks:
                 return
             rows = _next_rows(world, tracks, free)
+            if not rows:  # all of them wait for a slot
+                continue
             by_slot = {track.slot: track for track in rows}
             for picture in world.step([track.row() for track in rows]):
                 track = by_slot[picture.slot]
