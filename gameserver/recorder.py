@@ -25,7 +25,7 @@ from sessions.records import Mark, Record
 log = logging.getLogger(__name__)
 
 SYNC_S = 1.0  # at most so often, and at most so late, is what was written synced
-PATIENCE_S = 0.5  # the longest that frames wait for the disk
+PATIENCE_S = 2.0  # the longest that frames wait for the disk; a busy machine must not look like a stuck one
 MAX_WAITING = 256  # batches, a bound that PATIENCE_S leaves unreached
 
 
@@ -83,21 +83,25 @@ class Recorder:
 
     def post(self, notes: Sequence[Note], entries: Sequence[Entry], now_s: float) -> None:
         """Never blocks: the notes go on once the entries are appended, or at once if the disk stalls."""
+        batch = _Batch(notes, entries, now_s)
         with self._changed:
-            batch = _Batch(notes, entries, now_s)
-            if not self._past:
-                late = bool(self._waiting) and now_s - self._waiting[0].at_s > PATIENCE_S
-                if not late and len(self._waiting) < MAX_WAITING:
-                    self._waiting.append(batch)
-                    self._changed.notify()
-                    return
-                log.error("the disk of the recordings stalls: those under way are given up")
+            if not (self._past or self._closing or self._late(now_s)):
+                self._waiting.append(batch)
+                self._changed.notify()
+                return
+            if not (self._past or self._closing):
                 self._past = True
+                log.error("the disk of the recordings stalls: those under way are given up")
             for overdue in (*self._waiting, batch):
                 self._given_up |= {entry.session_id for entry in overdue.entries}
                 self.counts.given_up += len(overdue.entries)
                 self._deliver(overdue.notes)
             self._waiting.clear()
+
+    def _late(self, now_s: float) -> bool:
+        if not self._waiting:
+            return False
+        return len(self._waiting) >= MAX_WAITING or now_s - self._waiting[0].at_s > PATIENCE_S
 
     def close(self, timeout_s: float) -> bool:
         """Write what waits, sync and close; False if the disk was not done in time."""
@@ -107,9 +111,7 @@ class Recorder:
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             return False
-        synced = self._pool.submit(lambda: None)  # after everything before it
-        self._pool.shutdown(wait=False)
-        return bool(wait([synced], timeout_s).done)
+        return self._syncing is None or bool(wait([self._syncing], timeout_s).done)
 
     def _write_all(self) -> None:
         while True:
@@ -137,6 +139,8 @@ class Recorder:
                 self._sync()
         for session_id in list(self._journals):
             self._end(session_id)
+        self._syncing = self._pool.submit(lambda: None)  # done after everything before it
+        self._pool.shutdown(wait=False)
 
     def _write(self, entry: Entry) -> None:
         """A record of a session whose recording was lost goes nowhere: one with a gap would be a wrong one."""

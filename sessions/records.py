@@ -66,7 +66,8 @@ class Header(Record, frozen=True, tag="header"):
     run: str  # of the server: recordings of one run count the same forwards
     session: str
     world: str
-    weights: str  # world.chunk.Identity
+    weights: str  # as world.chunk.Identity says, and so the next three
+    rounded: str
     config: str
     arithmetic: dict[str, str]
     width: Count  # of the stream's pictures, pixels
@@ -161,7 +162,8 @@ def header_of(
     own = None if picture is None else StartPicture(image.shape[1], image.shape[0], zlib.compress(image.tobytes(), 1))
     return Header(
         format=FORMAT, protocol=protocol, run=run, session=session,
-        world=world.name, weights=identity.weights, config=identity.config, arithmetic=dict(identity.arithmetic),
+        world=world.name, weights=identity.weights, rounded=identity.rounded,
+        config=identity.config, arithmetic=dict(identity.arithmetic),
         width=geometry.width, height=geometry.height, fps=geometry.fps, chunk_frames=geometry.chunk_frames,
         control=control, scene=scene_id, picture=own, picture_digest=picture_digest(image), prompt=start.prompt.text,
         seed=start.seed, intrinsics=_bytes(start.intrinsics), scale=start.scale,

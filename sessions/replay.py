@@ -67,7 +67,8 @@ def refusal(header: Header, world: World, identity: Identity) -> str | None:
     """Why this world cannot make a recording's bits again, None if it can as far as its arithmetic is the same."""
     if header.world != world.name:
         return f"it was recorded in the world {header.world}, this is {world.name}"
-    if header.weights != identity.weights:
+    same_dtype = header.arithmetic.get("dtype") == identity.arithmetic.get("dtype")
+    if header.weights != identity.weights and (same_dtype or header.rounded != identity.rounded):
         return f"it was recorded with the weights {header.weights}, this world has {identity.weights}"
     if header.config != identity.config:
         return "it was recorded with another configuration of this world (sizes, window or schedule)"

@@ -128,7 +128,8 @@ class Picture:
 class Identity:
     """What the bits of a stream depend on beside its start and its rows: equal identities make equal bits."""
 
-    weights: str  # digest of every weight, in the dtypes served
+    weights: str  # digest of every weight, as it is served
+    rounded: str  # of every weight in bfloat16: the same model in another dtype has the same one
     config: str  # sizes, window and schedule, as JSON
     arithmetic: Mapping[str, str]  # versions, instruction set, dtype, threads; empty: every machine computes the same
 

@@ -27,14 +27,16 @@ def digest(prepared: Any) -> bytes:
     return total.digest()
 
 
-def weights_digest(modules: Mapping[str, nn.Module], report: Report) -> str:
-    """Every parameter by name, as it is served. Of a large world this takes about a second a gigabyte."""
-    total = hashlib.blake2b(digest_size=DIGEST_BYTES)
+def weights_digests(modules: Mapping[str, nn.Module], report: Report) -> tuple[str, str]:
+    """Every parameter by name: as it is served, and in bfloat16. A large world takes about a second a gigabyte."""
+    served, rounded = hashlib.blake2b(digest_size=DIGEST_BYTES), hashlib.blake2b(digest_size=DIGEST_BYTES)
     for i, (module_name, module) in enumerate(modules.items()):
         report("reading the weights' identity", i / len(modules))
         for name, tensor in sorted(module.state_dict().items()):
-            total.update(f"{module_name}.{name}".encode() + digest(tensor))
-    return total.hexdigest()
+            label, exact = f"{module_name}.{name}".encode(), digest(tensor)
+            served.update(label + exact)
+            rounded.update(label + (exact if tensor.dtype == torch.bfloat16 else digest(tensor.to(torch.bfloat16))))
+    return served.hexdigest(), rounded.hexdigest()
 
 
 def config_text(cfg: WorldConfig) -> str:
@@ -46,7 +48,7 @@ def config_text(cfg: WorldConfig) -> str:
 def arithmetic(device: torch.device, dtype: str) -> dict[str, str]:
     """What decides how sums are rounded."""
     return {
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "numpy": np.__version__,
         "device": _device_name(device),
         "dtype": dtype,

@@ -15,7 +15,7 @@ from world import camera
 from world.chunk import Geometry, Identity, Picture, Prompt, Report, Row, Scene, Start
 from world.config import WorldConfig
 from world.denoiser import Denoiser
-from world.identity import arithmetic, config_text, digest, weights_digest
+from world.identity import arithmetic, config_text, digest, weights_digests
 from world.nn.dit import CausalDiT
 from world.nn.vae import VideoVAE
 from world.picture import to_i420, to_video
@@ -47,7 +47,7 @@ class DiffusionWorld:
         self._starts: dict[int, Start] = {}
         self._text_lock = threading.Lock()
         self._prompts = PromptCache(PROMPTS_KEPT)
-        self._weights: str | None = None  # digest, once somebody asked
+        self._weights: tuple[str, str] | None = None  # digests, once somebody asked
         for slot in range(1, num_slots + 1):
             self.slab.poison(slot)
 
@@ -83,8 +83,8 @@ class DiffusionWorld:
     def identify(self, report: Report) -> Identity:
         if self._weights is None:
             modules = {"dit": self.denoiser.dit, "vae": self.vae, "text": self.text_encoder.network}
-            self._weights = weights_digest(modules, report)
-        return Identity(self._weights, config_text(self.cfg), arithmetic(self.device, self.dtype))
+            self._weights = weights_digests(modules, report)
+        return Identity(*self._weights, config_text(self.cfg), arithmetic(self.device, self.dtype))
 
     def prewarm(self, report: Report) -> None:
         """Every number of rows, in a first and in a later chunk: begin, decode and commit."""

@@ -114,7 +114,7 @@ class PatternWorld:
         self._streams: dict[int, _Stream] = {}
 
     def identify(self, report: Report) -> Identity:
-        return Identity("none", f"{self.geometry}, {self.num_steps} steps", {})
+        return Identity("none", "none", f"{self.geometry}, {self.num_steps} steps", {})
 
     def prewarm(self, report: Report) -> None:
         report("warming up", 1.0)
