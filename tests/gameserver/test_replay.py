@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from conftest import RunningServer, playing
+from conftest import RunningServer, get, playing
 
 from gameserver import cli
 from gameserver import replay as command
@@ -275,6 +275,16 @@ def test_a_connection_that_breaks_and_comes_back_is_marked(running_server: Runni
     recording = read(path.read_bytes())
     assert [mark.kind for mark in recording.marks] == ["join", "detach", "reconnect", "end"]
     assert cli.main(["replay", "--verify", str(path)]) == 0
+
+
+def test_metrics_tell_of_recordings(running_server: RunningServer, tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with running_server(limits=RELAXED, record=Keep(tmp_path)) as app, playing(app) as player:
+            await player.hear_frames(2)
+            body = (await get(app, "/metrics"))[2].decode()
+            assert "manyworlds_recordings_total 1\n" in body and "manyworlds_recordings_lost_total 0\n" in body
+
+    asyncio.run(scene())
 
 
 def test_sessions_that_outlive_the_server_end_with_it(running_server: RunningServer, tmp_path: Path) -> None:

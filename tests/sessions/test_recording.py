@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -12,6 +13,9 @@ from recorded_play import play, written
 
 from sessions.recording import MAX_BODY_BYTES, PREFIX, encode, read
 from sessions.records import Chunk, Header, Mark, Record
+from sessions.verify import verify
+from world.chunk import Geometry
+from world.pattern import PatternWorld
 
 RECORDS = play(0.6)["a"]
 WHOLE = written(RECORDS)
@@ -134,3 +138,12 @@ def test_every_number_comes_back_to_the_bit(segments, look, seq, prompt, forward
 
 def _framed(body: bytes) -> bytes:
     return PREFIX.pack(len(body), zlib.crc32(len(body).to_bytes(4, "little")), zlib.crc32(body)) + body
+
+
+def test_a_recording_of_the_past_is_read_and_equal() -> None:
+    """The file was written once; if this fails, FORMAT has to change. `play(1.0)["c"]` made it."""
+    recording = read((Path(__file__).parents[1] / "vectors" / "pattern.mwrec").read_bytes())
+    assert recording.verdict.state == "whole" and recording.ended and len(recording.chunks) == 3
+    world = PatternWorld(Geometry(64, 48, 16, 1), 1, 3)
+    (finding,) = verify(world, world.identify(lambda stage, share: None), [recording], [3])
+    assert finding.outcome == "equal", finding.reason

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from recorded_play import play
 from session_simulation import Simulation
 
-from sessions.records import INPUTS, Chunk, Header, StartPicture, floats, header_of, picture_digest
+from sessions.records import INPUTS, Chunk, Header, Mark, StartPicture, floats, header_of, picture_digest
 
 PLAYED = play()
 CHUNKS = {name: [record for record in records if isinstance(record, Chunk)] for name, records in PLAYED.items()}
@@ -89,3 +91,12 @@ def test_a_picture_that_no_scene_has_is_kept_whole() -> None:
     ):
         with pytest.raises(ValueError, match="start picture"):
             wrong.unpack()
+
+
+def test_the_protocol_page_has_every_field() -> None:
+    page = (Path(__file__).parents[2] / "PROTOCOL.md").read_text(encoding="utf-8").partition("# Recordings\n")[2]
+    for kind in (Header, Chunk, Mark):
+        section = page.partition(f"### `{kind.__struct_config__.tag}`\n")[2].partition("\n### ")[0]
+        rows = [row.split("|")[1] for row in section.splitlines() if row.startswith("| `")]
+        told = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+        assert sorted(told) == sorted(kind.__struct_fields__), kind
