@@ -68,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
     if args.video is not None and len(args.files) > 1:
         print("gameserver: --video shows one recording", file=sys.stderr)
         return 2
+    if args.video is not None and not args.video.parent.is_dir():
+        raise WorldError(f"{args.video.parent} is not a directory to write a video in")
     results: list[tuple[Path, Recording | None, Finding]] = []
     films = [_open(path, args, results) for path in args.files]
     shown = [film for film in films if film is not None]

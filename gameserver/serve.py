@@ -117,6 +117,9 @@ async def _serve(settings: Settings, load: LoadWorld) -> tuple[bool, int]:
     code = 0
     async with running(settings, load) as app:
         print(f"Listening at {app.url} while the world loads.", file=sys.stderr, flush=True)
+        if settings.record is not None:
+            where = settings.record.directory
+            print(f"Sessions are recorded in {where}; --no-record turns it off.", file=sys.stderr, flush=True)
         telling = asyncio.create_task(_tell_progress(app))
         stopping = asyncio.create_task(stop.wait())
         settled = asyncio.create_task(app.door.settled.wait())

@@ -9,7 +9,7 @@ import numpy as np
 
 from sessions.recording import Recording
 from sessions.records import Chunk, Header, floats, picture_digest, scene_picture
-from world.chunk import Identity, Picture, Prompt, Row, Start, World
+from world.chunk import Identity, Picture, Prompt, Row, Start, World, WorldError
 
 
 class ReplayError(Exception):
@@ -88,7 +88,10 @@ def start_of(header: Header, world: World) -> Start:
         raise ReplayError(str(fault)) from None
     if picture_digest(picture) != header.picture_digest:
         raise ReplayError(f"the picture of its start scene {header.scene!r} is another one now")
-    prompt, image = world.encode_prompt(header.prompt), world.prepare_image(picture)
+    try:
+        prompt, image = world.encode_prompt(header.prompt), world.prepare_image(picture)
+    except (WorldError, ValueError) as fault:
+        raise ReplayError(f"this world cannot prepare its start ({fault})") from None
     return Start(header.seed, prompt, image, np.array(floats(header.intrinsics)), header.scale)
 
 

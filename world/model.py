@@ -215,5 +215,3 @@ class DiffusionWorld:
         for kept, new in zip(self.slab.decoder, caches, strict=True):
             kept.index_copy_(0, at, new.to(kept.dtype))
         return to_i420(video).cpu().numpy()
-
-

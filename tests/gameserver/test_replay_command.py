@@ -127,7 +127,7 @@ def test_each_alone_and_all_together_are_equal(recorded: list[Path], replay: Rep
 def test_they_are_equal_in_another_process(recorded: list[Path]) -> None:
     program = (
         "import sys; sys.path[:0] = ['.', 'tests/gameserver']\n"
-        "import test_replay as t; from gameserver import cli, replay\n"
+        "import test_replay_command as t; from gameserver import cli, replay\n"
         "replay.world_loader = lambda path, num_slots: lambda report: t.tiny(num_slots)\n"
         "sys.exit(cli.main(['replay', '--world', 'tiny', '--verify', '--together', *sys.argv[1:]]))"
     )
