@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from conftest import RunningServer, get, playing
+from conftest import RunningServer, get, playing, serve_pattern
 
 from gameserver import cli
 from gameserver import replay as command
@@ -53,8 +53,6 @@ def tiny(num_slots: int = 3, dtype: torch.dtype = torch.float32, cfg: WorldConfi
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three bots live at once: one walks and changes its prompt, one follows poses, one turns and leaves early."""
-    from conftest import serve_pattern
-
     directory = tmp_path_factory.mktemp("recordings")
     plans = [
         BotPlan(script=parse_script("w-20,wl-9,none-3,d-24"), seed=1, prompts=((0.5, "snow"),), prompt="a field"),
