@@ -8,17 +8,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 
+from gameserver.diary import Diary
 from gameserver.mailbox import Extend, Join, Leave, Letter, Mailbox, Presence, PromptChange, Slack, Steer
 from gameserver.notes import Ended, Frames, Joined, Note, Refused
-from gameserver.protocol import VERSION
-from gameserver.recorder import Entry, Recorder
-from sessions.records import Mark, MarkKind, Record, chunk_of, header_of
+from gameserver.recorder import Recorder
 from sessions.roster import Full, UnknownSession
 from sessions.tick import Counters, Game
 from sessions.trajectory import PoseQueueFull
-from world.chunk import Identity, Report, World, WorldError
+from world.chunk import Report, World, WorldError
 
 log = logging.getLogger(__name__)
 
@@ -68,10 +66,8 @@ class Engine:
         self.ticks = 0
         self._load = load
         self._deliver = deliver
+        self._diary = Diary(deliver, recorder)
         self._clock = clock
-        self._recorder = recorder
-        self._identity: Identity | None = None  # of the world, where there is a recorder
-        self._entries: list[Entry] = []  # of this turn of the loop
         self._beat_s = clock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -111,12 +107,11 @@ class Engine:
             self.phase = Phase.FAILED
             if not isinstance(fault, WorldError):  # whose sentence says it all
                 log.error("the engine failed", exc_info=True)
-            self._tell([Ended()])
+            self._diary.tell([Ended()], self._clock())
 
     def _prepare(self) -> Game:
         self.world = self._load(self._report)
-        if self._recorder is not None:
-            self._identity = self.world.identify(self._report)
+        self._diary.open(self.world, self._report)
         self.phase = Phase.PREWARMING
         self._report("warming up", 0.0)
         self.world.prewarm(self._report)
@@ -124,7 +119,7 @@ class Engine:
         self.counters = game.counters
         self._beat_s = self._clock()
         self.phase = Phase.READY
-        self._tell([])  # somebody may wait for this
+        self._deliver([])  # somebody may wait for this
         return game
 
     def _play(self, game: Game) -> None:
@@ -135,8 +130,8 @@ class Engine:
             why = "the server went down"
         finally:
             for session in game.roster:
-                self._mark(session.id, "end", why)
-            self._tell([])
+                self._diary.mark(session.id, "end", why)
+            self._diary.tell([], self._clock())
 
     def _report(self, stage: str, share: float) -> None:
         self.progress = Progress(stage, share)
@@ -154,38 +149,12 @@ class Engine:
         if due_s is not None and due_s <= now_s:
             finished = game.tick(now_s, self._clock).finished
             for chunk in finished:
-                self._record(chunk.session_id, partial(chunk_of, chunk))
+                self._diary.chunk(chunk)
             notes += [Frames(chunk.session_id, chunk, game.roster[chunk.session_id].poses_queued) for chunk in finished]
             self.ticks += 1
-        if notes or self._entries:
-            self._tell(notes)
+        self._diary.tell(notes, self._clock())
         self.loops += 1
         self._beat_s = self._clock()
-
-    def _tell(self, notes: Sequence[Note]) -> None:
-        """Notes to the sockets, behind the records of what they tell of."""
-        if self._recorder is None:
-            self._deliver(notes)
-        else:
-            entries, self._entries = self._entries, []
-            self._recorder.post(notes, entries, self._clock())
-
-    def _record(self, session_id: str, make: Callable[[], Record], begins: bool = False) -> None:
-        if self._recorder is not None:
-            self._entries.append(Entry(session_id, make, begins))
-
-    def _mark(self, session_id: str, kind: MarkKind, text: str = "") -> None:
-        self._record(session_id, partial(Mark, kind=kind, text=text))
-
-    def _record_start(self, join: Join) -> None:
-        if self._recorder is None or self._identity is None or self.world is None:
-            return
-        begin = partial(
-            header_of, self.world, self._identity, join.start, join.control, join.scene_id, join.picture,
-            run=self._recorder.run, session=join.session_id, protocol=VERSION,
-        )  # fmt: skip
-        self._record(join.session_id, begin, begins=True)
-        self._mark(join.session_id, "join")
 
     def _apply(self, game: Game, letter: Letter) -> Note | None:
         """Tell the game; what it refuses goes back to the sender and disturbs nobody else."""
@@ -194,7 +163,7 @@ class Engine:
             match letter:
                 case Join(start=start, control=control):
                     game.join(session_id, start, control, self._clock())
-                    self._record_start(letter)
+                    self._diary.begin(letter)
                     return Joined(session_id)
                 case Steer(control=control):
                     game.steer(session_id, control)
@@ -202,18 +171,18 @@ class Engine:
                     game.extend(session_id, seq, poses)
                 case PromptChange(prompt=prompt):
                     game.set_prompt(session_id, prompt)
-                    self._mark(session_id, "prompt", prompt.text)
+                    self._diary.mark(session_id, "prompt", prompt.text)
                 case Slack(chunk_index=chunk_index, slack_s=slack_s):
                     game.report_slack(session_id, slack_s, chunk_index)
                 case Presence(attached=True):
                     game.attach(session_id, self._clock())
-                    self._mark(session_id, "reconnect")
+                    self._diary.mark(session_id, "reconnect")
                 case Presence():
                     game.detach(session_id)
-                    self._mark(session_id, "detach")
+                    self._diary.mark(session_id, "detach")
                 case Leave():
                     game.leave(session_id)
-                    self._mark(session_id, "end", "the player left")
+                    self._diary.mark(session_id, "end", "the player left")
                 case _:
                     raise TypeError(f"no such letter: {letter}")
         except UnknownSession:  # it left while this was on its way
