@@ -1,4 +1,4 @@
-"""The `gameserver` command: serve, bot, bench. A failure is one sentence on stderr and an exit code."""
+"""The `gameserver` command: serve, bot, bench, replay. A failure is one sentence on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from gameserver import bench, bot, serve
+from gameserver import bench, bot, replay, serve
 from world.chunk import WorldError
 
 COMMANDS = {
     "serve": (serve, "serve a world to players"),
     "bot": (bot, "play on a server, measure and save what comes"),
     "bench": (bench, "measure a world on this machine, without sockets"),
+    "replay": (replay, "make recorded sessions again, and say whether they are equal to the bit"),
 }
 
 
@@ -29,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: done. 1: it could not be done. 2: the command line is wrong. 130: interrupted."""
+    """0: done. 1: it could not be done. 2: the command line is wrong. 3: it cannot be said. 130: interrupted."""
     args = parser().parse_args(argv)
     try:
         return int(args.run(args))

@@ -174,7 +174,8 @@ class Connection:
             start = await preparation.start(hello, place, prompt, seat.seed)
             door.check_open()
             self._sit(seat)
-            if not door.mailbox.put(Join(seat.session_id, start, seat.control)):
+            picture = None if place in door.world.scenes else place.image  # a recording refers to scenes by name
+            if not door.mailbox.put(Join(seat.session_id, start, seat.control, place.id, picture)):
                 raise ProtocolError("full", "too many players are coming in at once")
             await seat.joined
         except BaseException:

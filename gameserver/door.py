@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from gameserver.backpressure import Limits
 from gameserver.counts import Counts
 from gameserver.engine import Engine, LoadWorld, Phase
+from gameserver.journal import Keep
 from gameserver.lobby import Lobby, Seat
 from gameserver.mailbox import Leave, Mailbox, Presence
 from gameserver.notes import Ended, Frames, Joined, Note, Refused
 from gameserver.preparation import Preparation
 from gameserver.protocol import ProtocolError
+from gameserver.recorder import Recorder
 from sessions.trajectory import ControlKind
 from world.chunk import World
 
@@ -33,6 +35,7 @@ class Settings:
     hello_s: float = 10.0  # from opening a socket to its hello
     stats_s: float = 1.0
     limits: Limits = field(default_factory=Limits)
+    record: Keep | None = None  # None: sessions are not recorded
 
 
 class Door:
@@ -41,7 +44,8 @@ class Door:
         self.counts = Counts()
         self.lobby = Lobby(settings.capacity)
         self.mailbox = Mailbox(settings.capacity)
-        self.engine = Engine(load, self._post, self.mailbox)
+        self.recorder = None if settings.record is None else Recorder(settings.record, self._post)
+        self.engine = Engine(load, self._post, self.mailbox, recorder=self.recorder)
         self.encoders = ThreadPoolExecutor(4, "encode")
         self.closing = False
         self.settled = asyncio.Event()  # the engine is ready, or has failed
@@ -105,8 +109,10 @@ class Door:
         self._end_all(ProtocolError("shutting_down", "the server is going down"))
 
     def close(self, timeout_s: float) -> bool:
-        """Stop the threads; False if the engine is still in a forward."""
+        """Stop the threads; False if the engine is still in a forward, or the disk has not taken all recordings."""
         stopped = self.engine.stop(timeout_s)
+        if self.recorder is not None:
+            stopped = self.recorder.close(timeout_s) and stopped
         for pool in (self.encoders, self._preparers):
             pool.shutdown(wait=False, cancel_futures=True)
         return stopped

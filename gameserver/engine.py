@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from gameserver.diary import Diary
 from gameserver.mailbox import Extend, Join, Leave, Letter, Mailbox, Presence, PromptChange, Slack, Steer
 from gameserver.notes import Ended, Frames, Joined, Note, Refused
+from gameserver.recorder import Recorder
 from sessions.roster import Full, UnknownSession
 from sessions.tick import Counters, Game
 from sessions.trajectory import PoseQueueFull
@@ -47,7 +49,12 @@ class Engine:
     """`start` it, put letters into its `mailbox`, get notes delivered. Other threads only read the public fields."""
 
     def __init__(
-        self, load: LoadWorld, deliver: Deliver, mailbox: Mailbox, clock: Callable[[], float] = time.monotonic
+        self,
+        load: LoadWorld,
+        deliver: Deliver,
+        mailbox: Mailbox,
+        clock: Callable[[], float] = time.monotonic,
+        recorder: Recorder | None = None,  # what is told goes through it; it delivers to the same place
     ) -> None:
         self.mailbox = mailbox
         self.phase = Phase.LOADING
@@ -59,6 +66,7 @@ class Engine:
         self.ticks = 0
         self._load = load
         self._deliver = deliver
+        self._diary = Diary(deliver, recorder)
         self._clock = clock
         self._beat_s = clock()
         self._stopping = threading.Event()
@@ -90,9 +98,7 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            game = self._prepare()
-            while not self._stopping.is_set():
-                self._loop(game)
+            self._play(self._prepare())
             self.phase = Phase.STOPPED
         except Stopped:
             self.phase = Phase.STOPPED
@@ -101,10 +107,11 @@ class Engine:
             self.phase = Phase.FAILED
             if not isinstance(fault, WorldError):  # whose sentence says it all
                 log.error("the engine failed", exc_info=True)
-            self._deliver([Ended()])
+            self._diary.tell([Ended()], self._clock())
 
     def _prepare(self) -> Game:
         self.world = self._load(self._report)
+        self._diary.open(self.world, self._report)
         self.phase = Phase.PREWARMING
         self._report("warming up", 0.0)
         self.world.prewarm(self._report)
@@ -114,6 +121,17 @@ class Engine:
         self.phase = Phase.READY
         self._deliver([])  # somebody may wait for this
         return game
+
+    def _play(self, game: Game) -> None:
+        why = "the server failed"
+        try:
+            while not self._stopping.is_set():
+                self._loop(game)
+            why = "the server went down"
+        finally:
+            for session in game.roster:
+                self._diary.mark(session.id, "end", why)
+            self._diary.tell([], self._clock())
 
     def _report(self, stage: str, share: float) -> None:
         self.progress = Progress(stage, share)
@@ -130,10 +148,11 @@ class Engine:
         due_s = game.due_s(now_s)
         if due_s is not None and due_s <= now_s:
             finished = game.tick(now_s, self._clock).finished
+            for chunk in finished:
+                self._diary.chunk(chunk)
             notes += [Frames(chunk.session_id, chunk, game.roster[chunk.session_id].poses_queued) for chunk in finished]
             self.ticks += 1
-        if notes:
-            self._deliver(notes)
+        self._diary.tell(notes, self._clock())
         self.loops += 1
         self._beat_s = self._clock()
 
@@ -144,6 +163,7 @@ class Engine:
             match letter:
                 case Join(start=start, control=control):
                     game.join(session_id, start, control, self._clock())
+                    self._diary.begin(letter)
                     return Joined(session_id)
                 case Steer(control=control):
                     game.steer(session_id, control)
@@ -151,14 +171,18 @@ class Engine:
                     game.extend(session_id, seq, poses)
                 case PromptChange(prompt=prompt):
                     game.set_prompt(session_id, prompt)
+                    self._diary.mark(session_id, "prompt", prompt.text)
                 case Slack(chunk_index=chunk_index, slack_s=slack_s):
                     game.report_slack(session_id, slack_s, chunk_index)
                 case Presence(attached=True):
                     game.attach(session_id, self._clock())
+                    self._diary.mark(session_id, "reconnect")
                 case Presence():
                     game.detach(session_id)
+                    self._diary.mark(session_id, "detach")
                 case Leave():
                     game.leave(session_id)
+                    self._diary.mark(session_id, "end", "the player left")
                 case _:
                     raise TypeError(f"no such letter: {letter}")
         except UnknownSession:  # it left while this was on its way

@@ -28,6 +28,8 @@ class Letter:
 class Join(Letter):
     start: Start
     control: ControlKind
+    scene_id: str = ""
+    picture: NDArray[np.uint8] | None = None  # [h, w, 3] that the start was made of, where no scene has it
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,9 +101,11 @@ class Mp4Recording:
         self._stream = tempfile.TemporaryFile()  # noqa: SIM115 - Annex B until `close` knows every frame
         self._frames: list[int] = []
 
-    def add(self, packet: Packet, picture: VideoFrame) -> None:
-        """A packet that was decoded."""
-        data = packet.data if self._encoder is None else self._encode(self._encoder, picture)
+    def add(self, packet: Packet, picture: VideoFrame | None = None) -> None:
+        """A packet, and what it was decoded to where it is not H.264."""
+        data = packet.data
+        if self._encoder is not None and picture is not None:
+            data = self._encode(self._encoder, picture)
         self._stream.write(data)
         self._frames.append(packet.frame)
 

@@ -9,10 +9,12 @@ import logging
 import os
 import signal
 import sys
+from pathlib import Path
 
 from gameserver.app import App, ServeError, running
 from gameserver.door import Settings
 from gameserver.engine import LoadWorld, Phase
+from gameserver.journal import Keep, default_directory
 from world.chunk import Report, World
 from world.pattern import PatternWorld
 
@@ -24,6 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=port_number, default=8000, help="0 picks a free one (default: %(default)s)")
     parser.add_argument("--world", help="a checkpoint's directory, or `pattern` for test pictures (default: meadow)")
     parser.add_argument("--players", type=player_count, default=8, help="seats (default: %(default)s)")
+    parser.add_argument(
+        "--record-dir",
+        type=Path,
+        metavar="DIR",
+        help="where every session is recorded (default: a folder of the user's)",
+    )
+    parser.add_argument("--no-record", action="store_true", help="do not record")
+    sizes = "recordings that are kept, in GB; the oldest finished ones go first (default: %(default)s)"
+    parser.add_argument("--record-gb", type=positive, default=2.0, metavar="GB", help=sizes)
+    ages = "days that a recording is kept (default: %(default)s)"
+    parser.add_argument("--record-days", type=positive, default=14.0, metavar="DAYS", help=ages)
 
 
 def port_number(text: str) -> int:
@@ -38,6 +51,30 @@ def player_count(text: str) -> int:
     if not 1 <= players <= 255:
         raise argparse.ArgumentTypeError(f"{players} players is not one of 1 to 255")
     return players
+
+
+def positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < 1e9:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
+
+
+def recordings(args: argparse.Namespace) -> Keep | None:
+    """Where to record, if at all. ServeError for a directory that was asked for and cannot be; without the default one
+    there is a warning and no recording."""
+    if args.no_record:
+        return None
+    try:
+        directory = args.record_dir or default_directory()
+        directory.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as fault:
+        why = f"{fault.filename}: {fault.strerror}" if isinstance(fault, OSError) else str(fault)
+        if args.record_dir is not None:
+            raise ServeError(f"cannot record in {args.record_dir} ({why})") from None
+        logging.getLogger(__name__).warning("sessions are not recorded (%s): --record-dir names another place", why)
+        return None
+    return Keep(directory, int(args.record_gb * 1e9), args.record_days * 86400)
 
 
 def world_loader(path: str | None, num_slots: int) -> LoadWorld:
@@ -58,8 +95,8 @@ def world_loader(path: str | None, num_slots: int) -> LoadWorld:
 def run(args: argparse.Namespace) -> int:
     """0 after an orderly end by SIGINT or SIGTERM, 1 with a sentence if the world cannot be served."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    settings = Settings(host=args.host, port=args.port, capacity=args.players)
     try:
+        settings = Settings(host=args.host, port=args.port, capacity=args.players, record=recordings(args))
         engine_stopped, code = asyncio.run(_serve(settings, world_loader(args.world, args.players)))
     except ServeError as fault:
         print(f"gameserver: {fault}", file=sys.stderr)
@@ -80,6 +117,9 @@ async def _serve(settings: Settings, load: LoadWorld) -> tuple[bool, int]:
     code = 0
     async with running(settings, load) as app:
         print(f"Listening at {app.url} while the world loads.", file=sys.stderr, flush=True)
+        if settings.record is not None:
+            where = settings.record.directory
+            print(f"Sessions are recorded in {where}; --no-record turns it off.", file=sys.stderr, flush=True)
         telling = asyncio.create_task(_tell_progress(app))
         stopping = asyncio.create_task(stop.wait())
         settled = asyncio.create_task(app.door.settled.wait())

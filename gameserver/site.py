@@ -147,6 +147,22 @@ def _measure(door: Door) -> list[Metric]:
         counters("letters_coalesced_total", "Letters taken in by a later one.", "kind", door.mailbox.coalesced),
         counters("letters_refused_total", "Letters over their quota.", "kind", door.mailbox.refused),
     ]
+    if door.recorder is not None:
+        written = door.recorder.counts
+        metrics += [
+            counter("recordings_total", "Recordings begun.", written.recordings),
+            counter("recordings_lost_total", "Recordings that the disk did not take.", written.lost),
+            counter(
+                "recordings_removed_total", "Old recordings removed for their age or to make room.", written.removed
+            ),
+            counter("records_total", "Records written.", written.records),
+            counter("record_bytes_total", "Bytes of records written.", written.bytes),
+            counter(
+                "records_given_up_total", "Records that frames did not wait for, as the disk stalled.", written.given_up
+            ),
+            counter("record_syncs_total", "Files synced to the disk.", written.syncs),
+            counter("record_syncs_failed_total", "Syncs that failed.", written.unsynced),
+        ]
     if game is not None:
         by_rows = {str(rows): float(game.forwards_of[rows]) for rows in range(1, door.lobby.capacity + 1)}
         metrics += [

@@ -43,6 +43,7 @@ class Session:
         self.chunk_index = 0
         self.step_index = 0
         self.started_s = now_s  # of the chunk under way
+        self.begin_forward = 0  # number of the forward that ran the first step of the chunk under way
         self.ready_s = now_s  # since when this chunk could start
         self.pacing = Pacing(geometry, now_s)
         self.trajectory: Trajectory = AxesTrajectory(geometry) if control == "axes" else PoseTrajectory(geometry)
@@ -86,12 +87,12 @@ class Session:
         self.prompts_replaced += self._next_prompt is not None
         self._next_prompt = prompt
 
-    def begin(self, now_s: float, ready_s: float) -> None:
+    def begin(self, now_s: float, ready_s: float, forward: int) -> None:
         """Start the next chunk: this is the last moment at which a control counts for it."""
         self.move(State.DENOISING)
         self.path = self.trajectory.take(self.chunk_index)
         self.prompt, self._next_prompt = self._next_prompt, None
-        self.started_s = now_s
+        self.started_s, self.begin_forward = now_s, forward
         self.ready_s = ready_s if self.chunk_index else now_s  # a first chunk may have waited for its poses, not for us
 
     def row(self) -> Row:

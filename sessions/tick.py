@@ -13,7 +13,7 @@ from sessions.control import Control
 from sessions.planner import Planner
 from sessions.roster import Roster
 from sessions.session import Session, State
-from sessions.trajectory import ControlKind
+from sessions.trajectory import ChunkPath, ControlKind
 from world.chunk import Picture, Prompt, Start, World
 
 FORWARDS_KEPT = 256
@@ -36,13 +36,24 @@ class Finished:
     picture: Picture
     chunk_index: int
     first_frame: int  # index in the stream of the picture's first frame
-    control_seq: int  # the last control folded in, 0 if none
-    poses: NDArray[np.float32]  # [n, 4, 4], one a video frame
+    path: ChunkPath
     prompt: Prompt | None  # that took effect with this chunk
+    begin_forward: int  # number of the forward of its first step; the others followed one by one
+    company: int  # rows in the forward of its last step, its own included
     started_s: float
     finished_s: float
     deadline_s: float
     late_s: float  # by how much this chunk shifted the player's clock
+
+    @property
+    def control_seq(self) -> int:
+        """The last control folded in, 0 if none."""
+        return self.path.control_seq
+
+    @property
+    def poses(self) -> NDArray[np.float32]:
+        """[n, 4, 4], one a video frame."""
+        return self.path.poses
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,19 +146,19 @@ class Game:
             return TickResult((), ())
         for session in sessions:
             if not session.in_chunk:
-                session.begin(now_s, self._planner.start_s(session))
+                session.begin(now_s, self._planner.start_s(session), self.counters.forwards)
         rows = [session.row() for session in sessions]
         pictures = self._world.step(rows)
         finished_s = clock()
         by_slot = {session.slot: session for session in sessions}
-        finished = tuple(self._finish(by_slot[picture.slot], picture, finished_s) for picture in pictures)
+        finished = tuple(self._finish(by_slot[picture.slot], picture, finished_s, len(rows)) for picture in pictures)
         for session in sessions:
             session.advance(finished_s)
         marks = tuple(RowMark(row.slot, row.chunk_index, row.step_index) for row in rows)
         self.counters.count(marks)
         return TickResult(finished, marks)
 
-    def _finish(self, session: Session, picture: Picture, finished_s: float) -> Finished:
+    def _finish(self, session: Session, picture: Picture, finished_s: float, company: int) -> Finished:
         path, index = session.path, session.chunk_index
         if path is None or picture.chunk_index != index:
             raise RuntimeError(
@@ -162,6 +173,6 @@ class Game:
         self.counters.late_s += late_s
         first = self._world.geometry.first_video_frame(index)
         return Finished(
-            session.id, picture, index, first, path.control_seq, path.poses, session.prompt,
+            session.id, picture, index, first, path, session.prompt, session.begin_forward, company,
             session.started_s, finished_s, deadline_s, late_s,
         )  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sessions.control import Control, ControlTrack, Segment
+from sessions.control import Control, ControlTrack, Segment, Steer
 from world.chunk import TEMPORAL_STRIDE, Geometry
 from world.motion import axes_planes, identity_pose, step_pose
 
@@ -36,7 +36,12 @@ class ChunkPath:
     poses: NDArray[np.float32]  # [n, 4, 4], one a video frame
     row_poses: NDArray[np.float32]  # [f + 1, 4, 4], what `Row.poses` wants, the first one at the origin
     keys: NDArray[np.float32]  # [f, 4] w, a, s, d
-    control_seq: int  # the last control folded in, 0 if none
+    steer: Steer  # what it came from; no segments where nothing moves, or where poses do
+
+    @property
+    def control_seq(self) -> int:
+        """The last control folded in, 0 if none."""
+        return self.steer.control_seq
 
 
 class AxesTrajectory:
@@ -69,6 +74,7 @@ class AxesTrajectory:
         before = self._pose
         poses = [before] * first_frames
         planes = [np.zeros(4, np.float32)] * first_frames
+        steer = Steer((), (0.0, 0.0), self._control_seq)
         if moving:
             fps = self._geometry.fps
             steer = self.track.take(moving / fps)
@@ -83,7 +89,7 @@ class AxesTrajectory:
                 )
                 poses.append(self._pose)
                 planes.append(axes_planes(axes))
-        return _path(before if chunk_index else None, np.stack(poses), np.stack(planes), self._control_seq)
+        return _path(before if chunk_index else None, np.stack(poses), np.stack(planes), steer)
 
 
 class PoseTrajectory:
@@ -133,7 +139,7 @@ class PoseTrajectory:
                 self._control_seq, self._pose = self._queue.popleft()
             poses.append(self._pose)
         planes = np.zeros((len(poses), 4), np.float32)
-        return _path(before, np.array(poses), planes, self._control_seq)
+        return _path(before, np.array(poses), planes, Steer((), (0.0, 0.0), self._control_seq))
 
 
 Trajectory = AxesTrajectory | PoseTrajectory
@@ -166,7 +172,7 @@ def frame_axes(segments: tuple[Segment, ...], num_frames: int, fps: int) -> NDAr
 
 
 def _path(
-    before: NDArray[np.float64] | None, poses: NDArray[np.float64], planes: NDArray[np.float32], control_seq: int
+    before: NDArray[np.float64] | None, poses: NDArray[np.float64], planes: NDArray[np.float32], steer: Steer
 ) -> ChunkPath:
     """`before`: the pose of the video frame before the chunk, None for the first. A chunk ends with a latent frame."""
     last = slice((len(poses) - 1) % TEMPORAL_STRIDE, None, TEMPORAL_STRIDE)  # of every latent frame
@@ -175,4 +181,4 @@ def _path(
     # Only relative motion counts for a world, and float32 has no room for a long walk: start every row at the origin.
     rows[:, :3, 3] -= rows[0, :3, 3].copy()
     held = [planes[max(0, end - TEMPORAL_STRIDE + 1) : end + 1].max(axis=0) for end in range(last.start, len(poses), 4)]
-    return ChunkPath(poses.astype(np.float32), rows.astype(np.float32), np.stack(held), control_seq)
+    return ChunkPath(poses.astype(np.float32), rows.astype(np.float32), np.stack(held), steer)

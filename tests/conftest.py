@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 from hypothesis import settings
 
@@ -14,3 +15,7 @@ settings.load_profile("repeatable")
 # other make a busy machine several times slower, and here clients, encoders and a browser keep it busy.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Servers that tests start record where nobody's own recordings are.
+HOME = tempfile.TemporaryDirectory(prefix="manyworlds-tests-")
+os.environ["XDG_DATA_HOME"] = HOME.name

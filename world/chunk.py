@@ -5,7 +5,7 @@ Shapes use f = latent frames in a chunk, H x W = picture size, n = number of vid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 TEMPORAL_STRIDE = 4  # video frames a latent frame decodes to (the first one: 1), Wan 2.1 VAE
 SPATIAL_STRIDE = 8  # pixels a latent cell covers, Wan 2.1 VAE
 PATCH = 2  # latent cells a token covers in each direction
+DIGEST_BYTES = 16  # BLAKE2b
 
 Report = Callable[[str, float], None]  # (what is being done, share done in 0..1)
 
@@ -122,13 +123,25 @@ class Picture:
     slot: int
     chunk_index: int
     frames: NDArray[np.uint8]  # [n, H * 3 // 2, W]
+    digest: bytes  # DIGEST_BYTES that stand for every bit of the latents; the slot and the company leave no trace in it
+    means: NDArray[np.float32]  # [latent_channels] of the latents: what can be compared where bits must differ
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What the bits of a stream depend on beside its start and its rows: equal identities make equal bits."""
+
+    weights: str  # digest of every weight, as it is served
+    rounded: str  # of every weight in bfloat16: the same model in another dtype has the same one
+    config: str  # sizes, window and schedule, as JSON
+    arithmetic: Mapping[str, str]  # versions, instruction set, dtype, threads; empty: every machine computes the same
 
 
 class World(Protocol):
     """What the game needs of a world. Slots count from 1: slot 0 is the padding row.
 
-    `prepare_image`, `encode_prompt` and `draw_start` may run on any thread, beside `step`; everything else belongs to
-    one thread.
+    `prepare_image`, `encode_prompt`, `draw_start` and `digest` may run on any thread, beside `step`; everything else
+    belongs to one thread.
     """
 
     @property
@@ -147,6 +160,9 @@ class World(Protocol):
     def draw_start(self) -> DrawStart | None:
         """A pure function of prompt and seed; None where the world can start from given pictures only."""
 
+    def identify(self, report: Report) -> Identity:
+        """Reads every weight the first time it is asked."""
+
     def prewarm(self, report: Report) -> None:
         """Run every shape that service uses, so that no player pays for the first."""
 
@@ -154,6 +170,9 @@ class World(Protocol):
 
     def prepare_image(self, image: NDArray[np.uint8]) -> Any:
         """[h, w, 3] RGB of any size -> the conditioning of a stream that starts there."""
+
+    def digest(self, prepared: Any) -> bytes:
+        """DIGEST_BYTES that stand for what `prepare_image` made, or for the `encoded` of a prompt."""
 
     def open(self, slot: int, start: Start) -> None:
         """Clean a slot and begin a stream in it."""

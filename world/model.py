@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from world import camera
-from world.chunk import DrawStart, Geometry, Picture, Prompt, Report, Row, Scene, Start
+from world.chunk import DrawStart, Geometry, Identity, Picture, Prompt, Report, Row, Scene, Start
 from world.config import WorldConfig
 from world.denoiser import Denoiser
+from world.identity import arithmetic, config_text, digest, weights_digests
 from world.nn.dit import CausalDiT
 from world.nn.vae import VideoVAE
 from world.picture import to_i420, to_video
@@ -50,6 +51,7 @@ class DiffusionWorld:
         self._views: dict[int, Views] = {}
         self._text_lock = threading.Lock()
         self._prompts = PromptCache(PROMPTS_KEPT)
+        self._weights: tuple[str, str] | None = None  # digests, once somebody asked
         for slot in range(1, num_slots + 1):
             self.slab.poison(slot)
 
@@ -82,6 +84,12 @@ class DiffusionWorld:
         """The arithmetic of linears and attention, for a person to read."""
         return str(self.denoiser.dit.dtype).removeprefix("torch.")
 
+    def identify(self, report: Report) -> Identity:
+        if self._weights is None:
+            modules = {"dit": self.denoiser.dit, "vae": self.vae, "text": self.text_encoder.network}
+            self._weights = weights_digests(modules, report)
+        return Identity(*self._weights, config_text(self.cfg), arithmetic(self.device, self.dtype))
+
     def prewarm(self, report: Report) -> None:
         """Every number of rows, in a first and in a later chunk: begin, decode and commit."""
         scene, f = self._scenes[0], self.geometry.chunk_frames
@@ -111,6 +119,10 @@ class DiffusionWorld:
     def prepare_image(self, image: NDArray[np.uint8]) -> Any:
         video = to_video(image, self.geometry.height, self.geometry.width).to(self.device)
         return encode_image(self.vae, video, then_black=self.cfg.conditioning == "first_frame")
+
+    @torch.inference_mode()
+    def digest(self, prepared: Any) -> bytes:
+        return digest(prepared)
 
     @torch.inference_mode()
     def open(self, slot: int, start: Start) -> None:
@@ -217,7 +229,12 @@ class DiffusionWorld:
                 if slots:
                     for slot, frames in zip(slots, self._decode_frame(slots, i, first), strict=True):
                         pieces[slot].append(frames)
-        return [Picture(row.slot, row.chunk_index, np.concatenate(pieces[row.slot])) for row in rows]
+        return [self._picture(row, np.concatenate(pieces[row.slot])) for row in rows]
+
+    def _picture(self, row: Row, frames: NDArray[np.uint8]) -> Picture:
+        latents = self.slab.x[row.slot].cpu()
+        means = latents.numpy().mean(axis=(1, 2, 3), dtype=np.float64).astype(np.float32)
+        return Picture(row.slot, row.chunk_index, frames, digest(latents), means)
 
     def _decode_frame(self, slots: Sequence[int], index: int, first: bool) -> NDArray[np.uint8]:
         """Latent frame `index` of these slots' chunks -> I420 [B, 1 or 4, H * 3 // 2, W]; their caches move on."""

@@ -14,6 +14,7 @@ from the middle column, and it moves right when the camera turns left.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import zlib
 from collections.abc import Callable, Sequence
@@ -22,7 +23,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from world.chunk import TEMPORAL_STRIDE, DrawStart, Geometry, Picture, Prompt, Report, Row, Scene, Start
+from world.chunk import (
+    DIGEST_BYTES,
+    TEMPORAL_STRIDE,
+    DrawStart,
+    Geometry,
+    Identity,
+    Picture,
+    Prompt,
+    Report,
+    Row,
+    Scene,
+    Start,
+)
 from world.motion import pitch_deg, yaw_deg
 
 CELL_ROWS, CELL_COLUMNS = 6, 16
@@ -56,6 +69,7 @@ class _Image:
 
     width: int
     height: int
+    digest: bytes  # of its pixels
 
 
 @dataclass(slots=True)
@@ -64,6 +78,7 @@ class _Stream:
 
     seed: int
     prompt: Prompt
+    history: bytes  # digest of everything that came so far, in place of latents
     chunk_index: int = 0
     step_index: int = 0
     poses: NDArray[np.float32] | None = None  # of the chunk under way, or of the last one
@@ -100,6 +115,9 @@ class PatternWorld:
         self._on_step = on_step
         self._streams: dict[int, _Stream] = {}
 
+    def identify(self, report: Report) -> Identity:
+        return Identity("none", "none", f"{self.geometry}, {self.num_steps} steps", {})
+
     def prewarm(self, report: Report) -> None:
         report("warming up", 1.0)
 
@@ -108,7 +126,10 @@ class PatternWorld:
 
     def prepare_image(self, image: NDArray[np.uint8]) -> _Image:
         _require(image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8, "an image is uint8 [h, w, 3]")
-        return _Image(image.shape[1], image.shape[0])
+        return _Image(image.shape[1], image.shape[0], _digest(image.tobytes()))
+
+    def digest(self, prepared: _Image | tuple[str, str]) -> bytes:
+        return _digest(repr(prepared).encode())
 
     def open(self, slot: int, start: Start) -> None:
         _require(1 <= slot <= self.num_slots, f"slot {slot} is not one of 1..{self.num_slots}")
@@ -118,7 +139,9 @@ class PatternWorld:
         _require(np.shape(start.intrinsics) == (4,) and bool(np.all(np.isfinite(start.intrinsics))), "bad intrinsics")
         _require(math.isfinite(start.scale) and start.scale > 0, f"scale {start.scale} is not positive")
         _require_prompt(start.prompt)
-        self._streams[slot] = _Stream(start.seed, start.prompt)
+        camera = np.array(start.intrinsics, "<f4").tobytes() + np.array(start.scale, "<f8").tobytes()
+        history = _digest(f"{start.seed} {start.image} {start.prompt.text}".encode() + camera)
+        self._streams[slot] = _Stream(start.seed, start.prompt, history)
 
     def close(self, slot: int) -> None:
         _require(slot in self._streams, f"slot {slot} is closed, but is not open")
@@ -163,6 +186,8 @@ class PatternWorld:
         if row.step_index == 0:
             stream.poses = row.poses.copy()
             stream.prompt = row.prompt or stream.prompt
+            said = "" if row.prompt is None else row.prompt.text
+            stream.history = _digest(stream.history + row.poses.tobytes() + row.keys.tobytes() + said.encode())
         stream.step_index += 1
         if row.step_index == self.num_steps - 1:
             return self._draw(row, stream)
@@ -176,7 +201,8 @@ class PatternWorld:
             draw_pattern(self.geometry, Reading(first + i, row.slot, row.chunk_index, stream.seed, mark, yaw), pitch)
             for i, (yaw, pitch) in enumerate(frame_views(row.poses, row.chunk_index))
         ]
-        return Picture(row.slot, row.chunk_index, np.stack(frames))
+        means = np.zeros(self.geometry.latent_channels, np.float32)
+        return Picture(row.slot, row.chunk_index, np.stack(frames), stream.history, means)
 
 
 def frame_views(poses: NDArray[np.float32], chunk_index: int) -> list[tuple[float, float]]:
@@ -260,6 +286,10 @@ def _scene(geometry: Geometry, name: str, yaw: float) -> Scene:
 
 def _big(number: int, size: int) -> bytes:
     return (number & ((1 << 8 * size) - 1)).to_bytes(size, "big")
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
 def _require(holds: bool, rule: str) -> None:

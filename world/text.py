@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from world.checkpoint import TEXT_FILE, TOKENIZER_DIRECTORY
 from world.chunk import Prompt, Report, WorldError
@@ -36,6 +36,8 @@ UMT5_REST = {"shared.weight": "token_embedding.weight", "encoder.final_layer_nor
 
 class TextEncoder(Protocol):
     """One caller at a time."""
+
+    network: nn.Module  # every weight of it
 
     @property
     def text_dim(self) -> int: ...

@@ -20,6 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from gameserver.app import App, running
 from gameserver.backpressure import Limits
 from gameserver.door import Settings
+from gameserver.journal import Keep
 from world.chunk import Report, Row, World
 from world.pattern import PatternWorld, Reading, read_pattern
 
@@ -46,11 +47,13 @@ async def serve_pattern(
     stats_s: float = 0.2,
     hello_s: float = 10.0,
     limits: Limits | None = None,
+    record: Keep | None = None,
 ) -> AsyncIterator[App]:
     served = world or PatternWorld(num_slots=players, on_step=on_step)
     settings = Settings(
-        "127.0.0.1", 0, players, grace_s=grace_s, hello_s=hello_s, stats_s=stats_s, limits=limits or Limits()
-    )
+        "127.0.0.1", 0, players, grace_s=grace_s, hello_s=hello_s, stats_s=stats_s, limits=limits or Limits(),
+        record=record,
+    )  # fmt: skip
     async with running(settings, load or (lambda report: served)) as app:
         if wait_ready:
             await asyncio.wait_for(app.door.settled.wait(), 20)

@@ -10,11 +10,14 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from gameserver import cli, serve
+from gameserver.app import ServeError
 from gameserver.engine import LoadWorld
+from gameserver.journal import Keep
 from world.chunk import Report, World, WorldError
 
 
@@ -68,9 +71,38 @@ def test_a_world_that_cannot_be_loaded_is_a_sentence(
     assert errors.splitlines()[-1] == "gameserver: somewhere has no weights" and "Traceback" not in errors
 
 
+def test_records_where_it_is_told_or_where_the_user_keeps_things(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def keep(*options: str) -> Keep | None:
+        return serve.recordings(cli.parser().parse_args(["serve", *options]))
+
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert keep() == Keep(tmp_path / "manyworlds" / "recordings", 2 * 10**9, 14 * 86400)
+    own = keep("--record-dir", str(tmp_path / "own"), "--record-gb", "0.5", "--record-days", "1")
+    assert own == Keep(tmp_path / "own", 500_000_000, 86400) and own.directory.is_dir()
+    assert keep("--no-record") is None
+    (tmp_path / "file").touch()
+    with pytest.raises(ServeError, match=r"cannot record in .*file"):
+        keep("--record-dir", str(tmp_path / "file"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "file"))
+    assert keep() is None and "not recorded" in caplog.text, "no reason not to serve"
+
+
 @pytest.mark.parametrize(
     "line",
-    ["", "fly", "serve --port 70000", "serve --port x", "serve --players 0", "bench --players 1,0", "bench --chunks x"],
+    [
+        "",
+        "fly",
+        "serve --port 70000",
+        "serve --port x",
+        "serve --players 0",
+        "bench --players 1,0",
+        "bench --chunks x",
+        "replay",
+        "replay x --to -1",
+        "serve --record-gb 0",
+    ],
 )
 def test_a_wrong_command_line_is_code_2(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -79,13 +111,18 @@ def test_a_wrong_command_line_is_code_2(line: str, capsys: pytest.CaptureFixture
     assert capsys.readouterr().err.startswith("usage: gameserver")
 
 
-@pytest.mark.parametrize("command", ["", "serve", "bot", "bench"])
+@pytest.mark.parametrize("command", ["", "serve", "bot", "bench", "replay"])
 def test_help_names_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([*command.split(), "--help"])
     assert ended.value.code == 0
     told = capsys.readouterr().out
-    options = {"": "serve bot bench", "serve": "--host --port --world --players", "bot": "--seconds --script --save"}
+    options = {
+        "": "serve bot bench replay",
+        "serve": "--host --port --world --players --record-dir --no-record",
+        "bot": "--seconds --script --save",
+        "replay": "--verify --together --video --from --to --world --json",
+    }
     assert all(option in told for option in options.get(command, "--world --players --json").split())
 
 

@@ -9,14 +9,17 @@ from gameserver.backpressure import Backpressure
 from gameserver.lobby import Lobby
 from gameserver.notes import Frames
 from gameserver.pace import Pace
+from sessions.control import Steer
 from sessions.tick import Counters, Finished, RowMark
+from sessions.trajectory import ChunkPath
 from world.chunk import Picture
 
 
 def chunk(index: int, late_s: float = 0.0) -> Frames:
-    picture = Picture(1, index, np.zeros((4, 24, 16), np.uint8))
+    picture = Picture(1, index, np.zeros((4, 24, 16), np.uint8), bytes(16), np.zeros(16, np.float32))
     poses = np.tile(np.eye(4, dtype=np.float32), (4, 1, 1))
-    return Frames("a", Finished("a", picture, index, 4 * index, 0, poses, None, 1.0, 1.05, 1.1, late_s), 7)
+    path = ChunkPath(poses, poses[:2], np.zeros((1, 4), np.float32), Steer((), (0.0, 0.0), 0))
+    return Frames("a", Finished("a", picture, index, 4 * index, path, None, 0, 1, 1.0, 1.05, 1.1, late_s), 7)
 
 
 def test_rates_speed_and_rows_of_the_last_while() -> None:

@@ -29,7 +29,7 @@ def test_earliest_deadlines_fill_the_room_that_begun_chunks_leave(
     everybody = sessions(*map(float, deadlines))
     under_way = [session for session, yes in zip(everybody, begun, strict=False) if yes][:max_rows]
     for session in under_way:
-        session.begin(0.0, 0.0)
+        session.begin(0.0, 0.0, 0)
     plan = Planner(max_rows).plan(everybody, 5.0)
     assert plan[: len(under_way)] == under_way and len(plan) <= max_rows and len(set(map(id, plan))) == len(plan)
     chosen = plan[len(under_way) :]
@@ -67,7 +67,7 @@ def test_nobody_is_due_unless_somebody_can_play() -> None:
     assert planner.due_s([session], 1.0) is None
     session.attach(2.0)
     assert planner.due_s([session], 1.0) == 2.0
-    session.begin(2.0, 2.0)
+    session.begin(2.0, 2.0, 0)
     assert planner.due_s([session], 2.5) == 2.5
     waiting = Session("p", 1, Geometry(64, 48, 16, 1), 2, "poses", 0.0)
     assert planner.due_s([waiting], 1.0) is None  # a stream of poses begins with its first pose

@@ -31,7 +31,7 @@ def test_moves_outside_the_table_are_refused(before: State, after: State) -> Non
 def test_a_chunk_is_denoised_then_committed(num_steps: int) -> None:
     one = session(num_steps=num_steps)
     for chunk in range(3):
-        one.begin(0.0, 0.0)
+        one.begin(0.0, 0.0, 0)
         for step in range(num_steps + 1):
             assert one.state is (State.COMMITTING if step == num_steps else State.DENOISING)
             assert (one.row().slot, one.row().chunk_index, one.row().step_index) == (3, chunk, step)
@@ -43,7 +43,7 @@ def test_a_chunk_is_denoised_then_committed(num_steps: int) -> None:
 
 def test_a_lost_connection_lets_the_chunk_finish_and_no_other_begin() -> None:
     one = session()
-    one.begin(0.0, 0.0)
+    one.begin(0.0, 0.0, 0)
     one.detach()
     assert one.state is State.DENOISING
     for _ in range(3):
@@ -60,7 +60,7 @@ def test_a_reconnected_page_starts_with_nothing_held() -> None:
     one.attach(1.0)
     one.steer(Control(1, 0.0, (0.0, 0.0, 0.0, 0.0)))
     one.chunk_index = 1
-    one.begin(1.0, 1.0)
+    one.begin(1.0, 1.0, 0)
     assert one.path is not None and (one.path.poses == one.path.poses[0]).all()
 
 
@@ -68,12 +68,12 @@ def test_the_last_prompt_counts_and_replaced_ones_are_counted() -> None:
     one = session()
     one.set_prompt(Prompt("fog", None))
     one.set_prompt(Prompt("night", None))
-    one.begin(0.0, 0.0)
+    one.begin(0.0, 0.0, 0)
     one.set_prompt(Prompt("rain", None))
     assert one.prompt is not None and one.prompt.text == "night" and one.prompts_replaced == 1
     for _ in range(3):
         one.advance(0.0)
-    one.begin(0.0, 0.0)
+    one.begin(0.0, 0.0, 0)
     assert one.row().prompt is not None and one.row().prompt.text == "rain"  # type: ignore[union-attr]
 
 

@@ -264,7 +264,7 @@ def test_a_failed_forward_is_run_again() -> None:
 
 def test_the_pattern_world_would_notice_a_wrong_row() -> None:
     game = Simulation()
-    game.join("a").begin(game.now_s, game.now_s)
+    game.join("a").begin(game.now_s, game.now_s, 0)
     game.game.roster["a"].step_index = 1
     with pytest.raises(Misuse):
         game.tick()
