@@ -25,7 +25,7 @@ class WorldConfig:
     sink_frames: int  # the stream's first frames, never evicted
     conditioning: Literal["first_frame", "warp"] = "first_frame"  # see world.scene
     views: ViewRules = field(default_factory=ViewRules)  # what a warped stream remembers
-    eye_units: float = 0.425  # how far below the camera a warp takes the ground to be, in pose units
+    eye_units: float = 0.425  # how far a warp takes the ground to be below the camera (of a usual scene)
     max_rows: int = 8  # rows in one forward
 
     def __post_init__(self) -> None:

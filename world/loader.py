@@ -31,11 +31,17 @@ def serving_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def serving_threads(cores: int) -> int:
+    """A power of two: with three threads a product of matrices in float32 rounds by how many rows share it."""
+    return 1 << (cores.bit_length() - 1)
+
+
 def load_world(path: str | None, num_slots: int, report: Report) -> World:
     """None: the built-in world. `pattern`: test pictures. Else the directory of a published checkpoint. WorldError says
     in a sentence what is wrong with it."""
     device = serving_device()
     dtype = serving_dtype(device)
+    torch.set_num_threads(serving_threads(torch.get_num_threads()))
     if path is None or path == "meadow":
         return load_meadow(num_slots, device, dtype, report)
     if path == "pattern":

@@ -25,6 +25,7 @@ from world.slab import Slab
 from world.text import PromptCache, TextEncoder
 from world.views import Views
 
+USUAL_SCALE = 0.2  # a scene's scale, unless it has its own
 PROMPTS_KEPT = 256  # encoded prompts kept, oldest use evicted
 
 
@@ -188,22 +189,28 @@ class DiffusionWorld:
         return camera.rays(relative, intrinsics, *size)
 
     def _condition(self, row: Row) -> Tensor:
-        """y [20, f, h, w]."""
+        """y [20 or 40, f, h, w]."""
         start, frames = self._starts[row.slot], self.geometry.chunk_frames
         if self.cfg.conditioning == "first_frame":
             return first_frame_condition(start.image, row.chunk_index * frames, frames)
-        views, poses = self._views[row.slot], row.poses[1:]
+        views, path = self._views[row.slot], self._path(row)
+        old, poses = path[:1] if row.chunk_index > 0 else path[1:2], path[1:]
         if not views.poses:
             views.remember(poses[0])
             self.slab.views[row.slot, 0] = start.image[:, 0]
         place = views.recall(poses[-1])
         newest = start.image[:, 0] if row.chunk_index == 0 else self.slab.x[row.slot, :, -1]
-        old = row.poses[:1] if row.chunk_index > 0 else poses[:1]
         known = [(newest, old), (self.slab.views[row.slot, place], views.poses[place][None])]
         return torch.cat([self._warp(latent, pose, poses, start.intrinsics) for latent, pose in known])
 
+    def _path(self, row: Row) -> NDArray[np.float64]:
+        """A row's poses in the units that warps and views measure in: USUAL_SCALE of them count as 1 for the model."""
+        path = row.poses.astype(np.float64)
+        path[:, :3, 3] *= USUAL_SCALE / self._starts[row.slot].scale
+        return path
+
     def _warp(
-        self, latent: Tensor, old: NDArray[np.floating[Any]], new: NDArray[np.float32], intrinsics: NDArray[np.float32]
+        self, latent: Tensor, old: NDArray[np.floating[Any]], new: NDArray[np.float64], intrinsics: NDArray[np.float32]
     ) -> Tensor:
         """A latent [16, h, w] seen from one pose, as it would look from f others: [20, f, h, w]."""
         moves, down = moves_between(new, np.repeat(old, len(new), axis=0))
@@ -215,7 +222,7 @@ class DiffusionWorld:
     def _remember(self, rows: Sequence[Row]) -> None:
         """Keep the newest latent of these rows' finished chunks where no view stands for it."""
         for row in rows:
-            place = self._views[row.slot].remember(row.poses[-1])
+            place = self._views[row.slot].remember(self._path(row)[-1])
             if place is not None:
                 self.slab.views[row.slot, place] = self.slab.x[row.slot, :, -1]
 

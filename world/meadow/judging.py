@@ -99,9 +99,7 @@ def _judge_motion(tally: Tally, who: str, own: Tensor, axes: np.ndarray, truth: 
             tally.add(f"size_{name}", who, share)
 
 
-def judge_coming_back(
-    tally: Tally, students: Mapping[str, Student], seeds: Sequence[int], geometry: Geometry
-) -> None:
+def judge_coming_back(tally: Tally, students: Mapping[str, Student], seeds: Sequence[int], geometry: Geometry) -> None:
     """The last view against the first after turning or walking away and back. Baselines would be right for nothing."""
     plays, keys = [], []
     for i, seed in enumerate(seeds):

@@ -112,6 +112,25 @@ def test_the_condition_in_training_is_the_one_that_is_served():
 
 
 @torch.no_grad()
+def test_a_scene_of_another_scale_is_conditioned_the_same():
+    """Twice as large in its own units, with twice the scale."""
+    torch.manual_seed(3)
+    cfg = tiny_world()
+    world = DiffusionWorld(cfg, CausalDiT(cfg.dit), VideoVAE(cfg.vae), ByteText(ByteTextEncoder(TEXT)), [], 2)
+    poses, image = keyboard_poses("wl-24,s-16")[::4], torch.randn(16, 1, 4, 6)
+    for slot, size in ((1, 1), (2, 2)):
+        prompt, intrinsics = world.encode_prompt("a meadow"), default_intrinsics(48, 32).numpy()
+        world.open(slot, Start(5, prompt, image, intrinsics, SCALE * size))
+        larger = poses.copy()
+        larger[:, :3, 3] *= size
+        for chunk in range(len(poses)):
+            row = larger[[max(0, chunk - 1), chunk]]
+            for step in range(world.num_steps + 1):
+                world.step([Row(slot, chunk, step, row, np.zeros((1, 4), np.float32))])
+    torch.testing.assert_close(world.slab.y[2], world.slab.y[1], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
 def test_generations_are_rollouts_in_parallel(monkeypatch: pytest.MonkeyPatch):
     """m generations on, a clip of m frames is the student's own: the same as frame by frame through the slab."""
     torch.manual_seed(2)
