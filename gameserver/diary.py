@@ -48,6 +48,8 @@ class Diary:
     def tell(self, notes: Sequence[Note], now_s: float) -> None:
         """Hand over what was kept, and the notes behind it."""
         if not notes and not self._entries:
+            if self._recorder is not None:
+                self._recorder.check(now_s)
             return
         if self._recorder is None:
             self._deliver(notes)

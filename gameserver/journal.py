@@ -39,7 +39,7 @@ class Journal:
         self.num_bytes = 0
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._fd, fcntl.LOCK_EX)  # who looks whether it is finished holds it for microseconds
 
     def append(self, data: bytes) -> None:
         """All of it or, with an OSError, nothing of it."""

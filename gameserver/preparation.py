@@ -69,22 +69,37 @@ class Preparation:
         if hello.image is None:
             image = await self._once(("image", scene), prepare)
         else:  # nobody else starts there
-            image = await asyncio.shield(self._begin(prepare))
+            image = await asyncio.shield(await self._begin_alone(prepare))
         return Start(seed, prompt, image, np.array(intrinsics, np.float32), scale)
 
     async def _once(self, key: Hashable, make: Callable[[], Any], alone: bool = False) -> Any:
         """Made in the pool, once for everybody who waits; a failure is not kept."""
-        future = self._made.get(key)
-        if future is None or (future.done() and (future.cancelled() or future.exception() is not None)):
-            future = self._made[key] = await self._begin_alone(make) if alone else self._begin(make)
-            if len(self._made) > KEPT:
-                self._made.popitem(last=False)
+        future = self._kept(key)
+        if future is None and alone:
+            await self._turn.acquire()
+            future = self._kept(key)  # somebody may have made it meanwhile
+            if future is None:
+                future = self._made[key] = self._begin_turn(make)
+            else:
+                self._turn.release()
+        elif future is None:
+            future = self._made[key] = self._begin(make)
         self._made.move_to_end(key)
+        if len(self._made) > KEPT:
+            self._made.popitem(last=False)
         return await asyncio.shield(future)
+
+    def _kept(self, key: Hashable) -> asyncio.Future[Any] | None:
+        future = self._made.get(key)
+        failed = future is not None and future.done() and (future.cancelled() or future.exception() is not None)
+        return None if failed else future
 
     async def _begin_alone(self, make: Callable[[], Any]) -> asyncio.Future[Any]:
         """Begins when nothing else that was begun this way runs, whether or not its asker still waits for that."""
         await self._turn.acquire()
+        return self._begin_turn(make)
+
+    def _begin_turn(self, make: Callable[[], Any]) -> asyncio.Future[Any]:
         future = self._begin(make)
         future.add_done_callback(lambda _: self._turn.release())
         return future

@@ -78,6 +78,7 @@ class Recorder:
         self._failing = False  # and its log event written
         self._pool = ThreadPoolExecutor(1, "sync")
         self._syncing: Future[None] | None = None
+        self._pruning: Future[None] | None = None
         self._thread = threading.Thread(target=self._write_all, name="recorder", daemon=True)
         self._thread.start()
 
@@ -88,15 +89,24 @@ class Recorder:
             if not (self._past or self._closing or self._late(now_s)):
                 self._waiting.append(batch)
                 self._changed.notify()
-                return
-            if not (self._past or self._closing):
-                self._past = True
-                log.error("the disk of the recordings stalls: those under way are given up")
-            for overdue in (*self._waiting, batch):
-                self._given_up |= {entry.session_id for entry in overdue.entries}
-                self.counts.given_up += len(overdue.entries)
-                self._deliver(overdue.notes)
-            self._waiting.clear()
+            else:
+                self._go_past(batch)
+
+    def check(self, now_s: float) -> None:
+        """Nothing to post: but what was posted may not wait for ever."""
+        with self._changed:
+            if not self._past and self._late(now_s):
+                self._go_past()
+
+    def _go_past(self, *last: _Batch) -> None:
+        if not (self._past or self._closing):
+            self._past = True
+            log.error("the disk of the recordings stalls: those under way are given up")
+        for overdue in (*self._waiting, *last):
+            self._given_up |= {entry.session_id for entry in overdue.entries}
+            self.counts.given_up += len(overdue.entries)
+            self._deliver(overdue.notes)
+        self._waiting.clear()
 
     def _late(self, now_s: float) -> bool:
         if not self._waiting:
@@ -120,6 +130,8 @@ class Recorder:
                     self._changed.wait(SYNC_S)
                 batch = self._waiting[0] if self._waiting else None
                 given_up, self._given_up = self._given_up, set()
+                if batch is None:  # the disk has answered all it was asked
+                    self._past = False
                 if batch is None and self._closing:
                     break
             for session_id in given_up:
@@ -170,8 +182,12 @@ class Recorder:
     def _begin(self, session_id: str) -> Journal:
         journal = Journal(self.keep.directory / f"{self.run}-{session_id}{SUFFIX}")
         self.counts.recordings += 1
-        self.counts.removed += prune(self.keep, os.stat(journal.path).st_mtime)
+        if self._pruning is None or self._pruning.done():  # it looks at every file: frames do not wait for that
+            self._pruning = self._pool.submit(self._prune, os.stat(journal.path).st_mtime)
         return journal
+
+    def _prune(self, now_s: float) -> None:
+        self.counts.removed += prune(self.keep, now_s)
 
     def _end(self, session_id: str) -> None:
         """Its file is synced and closed, off this thread."""

@@ -15,7 +15,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from sessions.tick import Finished
-from sessions.trajectory import ControlKind
+from sessions.trajectory import ControlKind, check_poses
 from world.chunk import DIGEST_BYTES, TEMPORAL_STRIDE, Geometry, Identity, Start, World
 
 FORMAT = 1
@@ -55,7 +55,7 @@ class StartPicture(msgspec.Struct, frozen=True, array_like=True):
             raise ValueError(f"the start picture cannot be unpacked: {fault}") from None
         if len(pixels) != size:
             raise ValueError("the start picture has not the pixels that its size says")
-        return np.frombuffer(pixels, np.uint8).reshape(self.height, self.width, 3)
+        return np.frombuffer(pixels, np.uint8).reshape(self.height, self.width, 3).copy()  # one may write to it
 
 
 class Header(Record, frozen=True, tag="header"):
@@ -88,6 +88,9 @@ class Header(Record, frozen=True, tag="header"):
     def __post_init__(self) -> None:
         if self.format == FORMAT:
             Geometry(self.width, self.height, self.fps, self.chunk_frames)
+        camera = floats(self.intrinsics)
+        if not np.isfinite(camera).all() or camera[:2].min() <= 0:
+            raise ValueError("the intrinsics are not those of a camera")
 
     @property
     def geometry(self) -> Geometry:
@@ -120,6 +123,9 @@ class Chunk(Record, frozen=True, tag="chunk"):
             raise ValueError("a chunk has not a pose for every video frame")
         if not all(bool(np.isfinite(floats(part)).all()) for part in (self.poses, self.rows, self.keys)):
             raise ValueError("a pose is not finite")
+        check_poses(self.row_poses)
+        if not np.isin(self.key_planes, (0, 1)).all():
+            raise ValueError("a key is neither held nor free")
 
     @property
     def row_poses(self) -> NDArray[np.float32]:

@@ -101,6 +101,9 @@ def start_altered(header: Header, world: World, start: Start) -> tuple[str, ...]
     return tuple(name for name, recorded, prepared in pairs if world.digest(prepared) != recorded)
 
 
+MOST_STEPS = 16  # forwards that a chunk may take: a stream holds its slot to the end of its last one
+
+
 def most_at_once(recordings: Sequence[Recording]) -> int:
     """How many of these streams had begun and not yet ended at one time, by the forwards of their runs."""
     origins = _origins(recordings)
@@ -108,7 +111,7 @@ def most_at_once(recordings: Sequence[Recording]) -> int:
     for recording, origin in zip(recordings, origins, strict=True):
         if recording.chunks:
             first, last = recording.chunks[0].forward, recording.chunks[-1].forward
-            changes += [(first - origin, 1), (last - origin + 1, -1)]
+            changes += [(first - origin, 1), (last - origin + MOST_STEPS, -1)]
     now = most = 0
     for _, change in sorted(changes, key=lambda each: (each[0], -each[1])):
         now += change

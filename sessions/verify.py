@@ -119,6 +119,8 @@ def _conclude(finding: Finding, recording: Recording) -> None:
             f"it was recorded on another arithmetic: {finding.checked} of {finding.made} chunks are equal to the bit, "
             f"the means of latent channels differ by at most {finding.drift:.3g} (chunk {finding.drift_chunk})"
         )
+    elif finding.made == 0 and recording.chunks:
+        finding.reason = "nothing of it was made again"
     elif finding.num_chunks == len(recording.chunks) and not recording.ended:
         finding.reason = "it has no end mark: what there is is equal, and something may be missing"
     else:

@@ -114,7 +114,7 @@ export class Game {
   // Every card's main button: ask now, try now, play here instead, play again.
   again() {
     if (this.state === 'ended') {
-      this.enter({ ...this.choice, token: undefined, seed: this.lastSeed ?? this.choice.seed });
+      this.enter({ ...this.choice, token: undefined, ...this.last });
     } else if (this.connection) {
       this.to('connecting');
       this.connect();
@@ -122,7 +122,8 @@ export class Game {
   }
 
   leave(state = 'ended') {
-    this.lastSeed = this.welcome?.seed;
+    const { seed, scene } = this.welcome ?? {};
+    this.last = seed === undefined ? {} : { seed, scene: scene || this.choice.scene };
     this.reset();
     this.to(state);
   }

@@ -204,10 +204,11 @@ class DiffusionWorld:
         return torch.cat([self._warp(latent, pose, poses, start.intrinsics) for latent, pose in known])
 
     def _path(self, row: Row) -> NDArray[np.float64]:
-        """A row's poses in the units that warps and views measure in: USUAL_SCALE of them count as 1 for the model."""
+        """A row's poses where the stream is, in the units of warps and views: USUAL_SCALE of them count as 1 for the
+        model."""
         path = row.poses.astype(np.float64)
         path[:, :3, 3] *= USUAL_SCALE / self._starts[row.slot].scale
-        return path
+        return self._views[row.slot].follow(path)
 
     def _warp(
         self, latent: Tensor, old: NDArray[np.floating[Any]], new: NDArray[np.float64], intrinsics: NDArray[np.float32]

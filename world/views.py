@@ -35,6 +35,13 @@ class Views:
 
     rules: ViewRules
     poses: dict[int, Pose] = field(default_factory=dict)  # place -> pose, the oldest first
+    position: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))  # where the stream has come to
+
+    def follow(self, path: NDArray[np.float64]) -> NDArray[np.float64]:
+        """A chunk's poses [n, 4, 4] moved to begin where the stream is: a row tells relative motion only."""
+        moved = path.copy()
+        moved[:, :3, 3] += self.position - path[0, :3, 3]
+        return moved
 
     def recall(self, pose: Pose) -> int:
         """The place of the view to show for a pose: the oldest that stands for it (the fewer steps a view is away from
@@ -43,7 +50,8 @@ class Views:
         return next((place for place, far in apart.items() if far <= 1), min(apart, key=apart.__getitem__))
 
     def remember(self, pose: Pose) -> int | None:
-        """Where to keep a view just made, or None where another stands for it."""
+        """The stream has come to a pose: where to keep the view made there, or None where another stands for it."""
+        self.position = np.array(pose[:3, 3], np.float64)
         if any(self.rules.apart(pose, seen) <= 1 for seen in self.poses.values()):
             return None
         place = len(self.poses)

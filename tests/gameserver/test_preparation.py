@@ -98,6 +98,18 @@ def test_the_same_place_is_drawn_and_prepared_once_and_few_are_kept() -> None:
     assert world.drawn == [("", seed) for seed in [*range(1, KEPT + 4), 1]]
 
 
+def test_a_place_that_many_ask_for_at_once_is_drawn_once() -> None:
+    world = DrawingWorld()
+
+    async def work(preparation: Preparation) -> None:
+        hellos = [Hello(version=1, seed=seed) for seed in (1, 2, 2, 2)]
+        places = await asyncio.gather(*(preparation.place(hello, "", hello.seed or 0) for hello in hellos))
+        assert places[1] is places[2] is places[3]
+
+    run(world, work)
+    assert sorted(world.drawn) == [("", 1), ("", 2)]
+
+
 @pytest.mark.parametrize("kind", ["prompt", "image"])
 def test_heavy_work_is_done_alone_also_when_its_asker_has_left_and_leaves_a_thread_to_prompts(
     kind: str, monkeypatch: pytest.MonkeyPatch

@@ -170,6 +170,25 @@ def test_a_disk_that_stalls_holds_frames_up_for_a_moment_only(
     assert "stalls" in event.getMessage()
 
 
+def test_frames_do_not_wait_longer_because_nothing_else_is_told(
+    recorder: Recorder, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, released = threading.Event(), threading.Event()
+
+    def stall(journal: Journal, data: bytes) -> None:
+        entered.set()
+        assert released.wait(WAIT_S)
+
+    monkeypatch.setattr(Journal, "append", stall)
+    recorder.post([Joined("1")], [begin("a")], 0.0)
+    assert entered.wait(WAIT_S)
+    recorder.check(PATIENCE_S)
+    assert desk.told == []
+    recorder.check(PATIENCE_S + 0.1)
+    assert desk.told == ["1"] and recorder.counts.given_up == 1
+    released.set()
+
+
 def test_what_is_idle_is_synced_too(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     synced = threading.Event()
     monkeypatch.setattr(Journal, "sync", lambda journal: synced.set())

@@ -83,6 +83,7 @@ def test_a_picture_that_no_scene_has_is_kept_whole() -> None:
         simulation.world, identity, simulation.start(), "axes", "own", image, run="r", session="s", protocol=1
     )
     assert header.picture is not None and np.array_equal(header.picture.unpack(), image)
+    assert header.picture.unpack().flags.writeable, "torch warns of what it may not write to"
     assert header.picture_digest == picture_digest(image) != picture_digest(image.transpose(1, 0, 2))
     for wrong in (
         StartPicture(50, 31, header.picture.packed),

@@ -58,6 +58,7 @@ class Served:
         geometry = self.world.geometry
         latents = chunk * geometry.chunk_frames + np.arange(-1, geometry.chunk_frames)
         poses = play.poses[np.clip(TEMPORAL_STRIDE * latents, 0, len(play.poses) - 1)]
+        poses[:, :3, 3] -= poses[0, :3, 3].copy()  # as the game does: only relative motion counts for a world
         first = geometry.first_video_frame(chunk)
         new = any(first - geometry.video_frames(chunk - 1) < at <= first for at, _ in play.changes) if chunk else False
         prompt = self.world.encode_prompt(play.asked(first).prompt()) if new else None

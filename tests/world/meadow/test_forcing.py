@@ -85,17 +85,18 @@ def test_every_frame_of_a_clip_sees_what_the_ring_would_hold():
 def test_the_condition_in_training_is_the_one_that_is_served():
     """Along a way that turns, walks and comes back, so that older views are recalled."""
     torch.manual_seed(1)
-    cfg, frames = tiny_world(), 16
+    cfg, frames = tiny_world(), 31
     dit, vae = CausalDiT(cfg.dit), VideoVAE(cfg.vae)
     init_weights(dit)
     intrinsics = default_intrinsics(48, 32).numpy()
-    poses = keyboard_poses("l-20,w-10,s-10,j-20")[::4]
+    poses = keyboard_poses("l-20,w-40,s-40,j-20")[::4]
     world = DiffusionWorld(cfg, dit, vae, ByteText(ByteTextEncoder(TEXT)), [], 1)
     image = torch.randn(16, 1, 4, 6)
     world.open(1, Start(5, world.encode_prompt("a meadow"), image, intrinsics, SCALE))
     shown, made = [], []
     for chunk in range(frames):
         row = poses[[max(0, chunk - 1), chunk]]
+        row[:, :3, 3] -= row[0, :3, 3]  # as the game does: only relative motion counts for a world
         for step in range(world.num_steps + 1):
             world.step([Row(1, chunk, step, row, np.zeros((1, 4), np.float32))])
             if step == 0:
