@@ -25,11 +25,7 @@ WALKS = {name: keyboard_poses(f"{keys}-{FRAMES}") for name, keys in
          {"stands": "none", "walks": "w", "turns left": "j", "turns right": "l"}.items()}  # fmt: skip
 MOVING = ("walks", "turns left", "turns right")
 CPU = torch.device("cpu")
-# Strict: the day the weights are trained anew these marks fail and go.
-sketch = pytest.mark.xfail(strict=True, reason="the weights are a first sketch, see the README: too blurred to follow")
 Luma = NDArray[np.float32]  # [n, H, W]
-# Strict: weights that do hold this fail the mark, which then goes.
-sketch = pytest.mark.xfail(strict=True, raises=AssertionError, reason="the weights are a first sketch, see the README")
 
 
 def silent(stage: str, share: float) -> None:
@@ -106,8 +102,8 @@ def test_without_the_weights_of_the_dit_the_picture_is_destroyed(
         assert abs(np.mean([likeness(a, b) for a, b in both])) < 0.4, name
 
 
-@sketch
-@sketch
+# Strict: weights that hold this fail the mark, which then goes.
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a VAE too soft: alike by 0.86 at the first frame")
 def test_who_stands_still_goes_on_seeing_the_start(world: DiffusionWorld, seen: dict[str, Luma]) -> None:
     image = world.scenes[0].image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     assert likeness(seen["stands"][0], image) > 0.95
@@ -120,8 +116,6 @@ def test_frames_differ_while_moving(seen: dict[str, Luma], name: str) -> None:
     assert (changes > 0.1).mean() >= 0.95, changes.round(2)
 
 
-@sketch
-@sketch
 @pytest.mark.parametrize("name, way", [("turns left", 1), ("turns right", -1)])
 def test_the_picture_moves_against_the_turn(world: DiffusionWorld, seen: dict[str, Luma], name: str, way: int) -> None:
     turned = math.radians(4 * KEY_STEP_DEG)
