@@ -1,6 +1,6 @@
 """Trains the built-in world, one command a stage.
 
-`python -m world.meadow.train {clips,vae,latents,dit,pack,preview} --dir RUN`, where a stage is
+`python -m world.meadow.train {clips,vae,latents,dit,pack,preview,smoke} --dir RUN`, where a stage is
 
 clips    the teacher draws clips to shards, for the VAE
 vae      the VAE learns to hold them
@@ -8,6 +8,7 @@ latents  the teacher draws more clips, which are kept as latents only
 dit      DiT and text encoder: first with the clip as history (noise on it), then with the student's own rollouts
 pack     averaged weights as one safetensors file, the one that ships
 preview  held-out walks, the teacher above the student, as a picture
+smoke    all of these, small: two minutes on two CPU cores that show whether the losses fall
 
 Every stage resumes where it stopped. Times are budgets in seconds, so that one recipe suits a laptop and a large GPU;
 `vae` and `dit` take up shards that arrive while they run, so the stage before each may still be drawing beside it.
@@ -110,7 +111,7 @@ class Viewing:
         return self.video[:, :, self.at - length : self.at]
 
 
-def vae(args: argparse.Namespace, device: torch.device) -> None:
+def vae(args: argparse.Namespace, device: torch.device) -> Run:
     """Clips are walked through in pieces with both caches carried on: trained on beginnings alone, a VAE fell from 22
     dB at its ninth frame to 14 at its sixteenth. With the encoder held, a new decoder learns to read old latents."""
     modules = vae_modules(device)
@@ -155,6 +156,7 @@ def vae(args: argparse.Namespace, device: torch.device) -> None:
         if run.step % 500 == 0:
             print(f"vae: step {run.step}, {100 * share:.0f} %, PSNR {sum(psnrs) / len(psnrs):.2f} dB, "
                   f"{time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
+    return run
 
 
 def packed(path: Path, name: str) -> dict[str, Tensor]:
@@ -288,7 +290,7 @@ def fresh(batch: Batch) -> Aged:
     return Aged(batch, batch.latents, far)
 
 
-def dit(args: argparse.Namespace, device: torch.device) -> None:
+def dit(args: argparse.Namespace, device: torch.device) -> Run:
     cfg = trained_config(args)
     modules = dit_modules(cfg, device)
     run = Run(args.dir / "dit.pt", modules, args.seconds, lr=args.lr or 1e-3)
@@ -325,6 +327,7 @@ def dit(args: argparse.Namespace, device: torch.device) -> None:
             aged.generation += 1
             if aged.generation > OLDEST:
                 pool[pool.index(aged)] = fresh(next(source))
+    return run
 
 
 def pack(args: argparse.Namespace, device: torch.device) -> None:
@@ -380,7 +383,21 @@ def decode_clip(network: VideoVAE, z: Tensor) -> Tensor:
     return torch.cat([first, rest], dim=2)
 
 
-STAGES = {"clips": clips, "vae": vae, "latents": latents, "dit": dit, "pack": pack, "preview": preview}
+def smoke(args: argparse.Namespace, device: torch.device) -> None:
+    """SystemExit with a sentence where a loss does not fall."""
+    small = argparse.Namespace(**{**vars(args), "shards": 1, "shard_clips": 4, "latent_frames": 6, "batch": 2})
+    clips(small, device)
+    for kind, stage, seconds, lr in (("vae", vae, 20.0, 4e-3), ("dit", dit, 60.0, 1.5e-2)):  # all of it is warming up
+        share = stage(argparse.Namespace(**{**vars(small), "seconds": seconds, "lr": lr}), device).fell_to()
+        print(f"{kind}: its loss came to {share:.2f} of what it was", flush=True)
+        if not share < 1:  # NaN included
+            raise SystemExit(f"the loss of {kind} does not fall")
+        if kind == "vae":
+            latents(small, device)
+    pack(small, device)
+
+
+STAGES = {"clips": clips, "vae": vae, "latents": latents, "dit": dit, "pack": pack, "preview": preview, "smoke": smoke}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -38,6 +38,7 @@ class Run:
             self.optimizers.append(Muon(inner, lr))
         self.average = {name: p.detach().clone() for name, p in modules.named_parameters()}
         self.step, self.spent = 0, 0.0
+        self.losses: list[Tensor] = []  # of this session, one a step; not looked at here, so that a GPU need not wait
         if path.exists():
             state = torch.load(path, weights_only=True, map_location=weights[0].device)
             modules.load_state_dict(state["modules"])
@@ -49,6 +50,12 @@ class Run:
     @property
     def share(self) -> float:
         return min(1.0, self.spent / self.seconds)
+
+    def fell_to(self) -> float:
+        """The mean loss of the last fifth of this session's steps, as a share of the first fifth's."""
+        fifth = max(1, len(self.losses) // 5)
+        first, last = (torch.stack(part).mean().item() for part in (self.losses[:fifth], self.losses[-fifth:]))
+        return last / first
 
     def save(self) -> None:
         half = self.path.with_suffix(".part")
@@ -79,6 +86,7 @@ class Run:
 
     def update(self, loss: Tensor) -> None:
         warm = min(1.0, (self.step + 1) / WARMUP_STEPS)
+        self.losses.append(loss.detach())
         loss.backward()
         nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
         for optimizer in self.optimizers:

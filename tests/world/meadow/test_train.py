@@ -41,6 +41,13 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path):
     assert next(begin(30.0)[1].steps(), None) is None  # its time is spent
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_losses_fall(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    main(["smoke", "--dir", str(tmp_path), "--device", "cpu"])
+    assert capsys.readouterr().out.count("its loss came to") == 2
+
+
 @pytest.mark.parametrize("own_from", ["1", "-1"])
 def test_stages_make_a_world_that_serves(tmp_path: Path, own_from: str):
     common = ["--dir", str(tmp_path), "--device", "cpu", "--batch", "2"]
