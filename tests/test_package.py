@@ -21,7 +21,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("gameserver", "sessions", "world", "web_client")
-SHIPPED = {".py", ".html", ".js", ".css", ".svg", ".json", ".safetensors"}
+SHIPPED = {".py", ".html", ".js", ".css", ".svg", ".json", ".safetensors", ".md"}
 WEIGHTS = "world/meadow/world.safetensors"
 WEIGHTS_MB = 40
 READY_S = 120.0  # seconds on an idle machine; this is for a busy one
