@@ -96,11 +96,11 @@ def condition(history: Tensor, batch: Batch, eye_units: float) -> Tensor:
     clip = np.arange(clips)[:, None]
     before = np.broadcast_to(np.maximum(np.arange(frames) - 1, 0), (clips, frames))
     views = torch.cat([batch.latents[:, :1], history[:, 1:]], dim=1)
+    newest = torch.cat([views[:, :1], history[:, :-1]], dim=1)
+    remembered = views[torch.from_numpy(clip).to(device), batch.recalled.to(device)]
     parts = []
-    for source, frame in ((torch.cat([views[:, :1], history[:, :-1]], dim=1), before), (None, batch.recalled.numpy())):
+    for source, frame in ((newest, before), (remembered, batch.recalled.numpy())):
         moves, down = moves_between(poses.reshape(-1, 4, 4), poses[clip, frame].reshape(-1, 4, 4))
-        if source is None:
-            source = views[torch.from_numpy(clip).to(device), torch.from_numpy(frame).to(device)]
         shown = warp_condition(source.flatten(0, 1), moves.to(device), down.to(device), intrinsics, eye_units)
         parts.append(shown.transpose(0, 1)[:, :, None])
     return torch.cat(parts, dim=1)
