@@ -21,7 +21,7 @@ from world.nn.text import PADDING, byte_ids
 from world.views import recalled_frames
 
 TRAINING_SEEDS = 700_000  # seeds below this are for training, the rest are held out
-CHANGING = 0.35  # share of clips whose prompt changes on the way
+CHANGING = 0.5  # share of clips whose prompt changes on the way
 _TENSORS = ("pictures", "poses", "recalled", "change")
 CHANGES = ("time", "season", "weather", "towers")  # what a prompt may change on the way: the place stays where it is
 

@@ -45,7 +45,6 @@ class Windows:
         recent, sink = cfg.window_frames - cfg.sink_frames, cfg.sink_frames
         index = torch.arange(frames, device=device)
         past = index[:, None] - torch.arange(recent - 1, 0, -1, device=device)  # [m, recent - 1]
-        self.past = past.clamp(min=0)
         tokens = cfg.geometry.frame_tokens
         seen = torch.cat(
             [
@@ -56,17 +55,19 @@ class Windows:
             dim=1,
         )  # [m, window]
         self.mask = seen.repeat_interleave(tokens, 1).repeat(2 * clips, 1)[:, None, None]  # [2 C m, 1, 1, S]
-        self.shape, self.sink = (2, clips, frames), sink
+        self.shape, self.recent, self.sink = (2, clips, frames), recent, sink
         self.k: Tensor | None = None
         self.v: Tensor | None = None
 
     def _window(self, x: Tensor) -> Tensor:
         """[2 C m, L, N, d] -> what every row sees [2 C m, window * L, N, d]."""
         x = x.unflatten(0, self.shape)  # [2, C, m, L, N, d]
-        history = x[0]
-        past = history[:, self.past].expand(2, -1, -1, -1, -1, -1, -1)  # [2, C, m, recent - 1, L, N, d]
-        sink = history[:, None, : self.sink].expand(2, -1, x.shape[2], -1, -1, -1, -1)
-        return torch.cat([sink, past, x[:, :, :, None]], dim=3).flatten(3, 4).flatten(0, 2)
+        history, frames = x[0], x.shape[2]
+        padded = F.pad(history, (0, 0, 0, 0, 0, 0, self.recent - 1, 0))  # slices, as an index has a slow gradient
+        past = torch.stack([padded[:, k : k + frames] for k in range(self.recent - 1)], dim=2)
+        sink = history[:, None, : self.sink].expand(-1, frames, -1, -1, -1, -1)
+        shared = torch.cat([sink, past], dim=2).expand(2, -1, -1, -1, -1, -1, -1)  # [2, C, m, window - 1, L, N, d]
+        return torch.cat([shared, x[:, :, :, None]], dim=3).flatten(3, 4).flatten(0, 2)
 
     def write(self, layer_index: int, k: Tensor, v: Tensor) -> None:
         self.k, self.v = self._window(k), self._window(v)
@@ -126,9 +127,8 @@ def predict(
     first = torch.where(index < cfg.sink_frames, index, index + start_frame[:, None]).flatten().repeat(2)
     grid = 1, geometry.latent_height // 2, geometry.latent_width // 2
     cameras = [twice(pair) for pair in dit.camera(control(batch.poses, geometry.height, geometry.width, device))]
-    second = (index >= batch.change.to(device)[:, None]).long()  # [C, m]: which prompt holds
-    prompt = (second * clips + torch.arange(clips, device=device)[:, None]).flatten().repeat(2)  # [2 C m]
-    texts = [(k[prompt], v[prompt]) for k, v in dit.text(text(batch.prompt_ids))]
+    changed = (index >= batch.change.to(device)[:, None])[None, ..., None, None, None]  # [1, C, m, 1, 1, 1]
+    texts = [(holding(k, changed), holding(v, changed)) for k, v in dit.text(text(batch.prompt_ids))]
     turn = rotations(first, *grid, cfg.dit.head_dim)
     flow = dit(x, e, e0, cameras, texts, turn, Windows(cfg, clips, frames, device), x.shape[0])
     return flow[clips * frames :, :, 0].unflatten(0, (clips, frames)).float()
@@ -154,6 +154,12 @@ def next_generation(
 def flow_loss(clean: Tensor, noise: Tensor, flow: Tensor) -> Tensor:
     """Mean squared error of the flow n - x0 (flow matching; Lipman et al. 2022)."""
     return (flow - (noise - clean)).square().mean()
+
+
+def holding(rows: Tensor, changed: Tensor) -> Tensor:
+    """What both prompts of C clips are [2 C, T, N, d] -> what each frame's is [2 C m, T, N, d]."""
+    first, second = (half[None, :, None] for half in rows.chunk(2))
+    return torch.where(changed, second, first).expand(2, *changed.shape[1:3], *rows.shape[1:]).flatten(0, 2)
 
 
 def twice(pair: Pair) -> Pair:

@@ -44,13 +44,14 @@ from world.meadow.training import Run, averaged
 from world.nn import vae as nn_vae
 from world.nn.dit import CausalDiT, init_weights
 from world.nn.text import ByteTextEncoder
-from world.nn.vae import Norm, VideoVAE
+from world.nn.vae import VideoVAE
 from world.slab import Slab, put
 
 LATENT_SHARDS = 1_000_000  # shards of latents are numbered from here: other clips than the VAE saw
 KL = 1e-4  # weight of the divergence
 VIEWINGS = 8  # batches of clips that take turns
 POOL = 12  # batches whose histories grow old together
+VISITS = 2  # updates from every generation of a batch's history
 OLDEST = 16  # generations after which a batch's history begins anew
 
 
@@ -122,10 +123,9 @@ def vae(args: argparse.Namespace, device: torch.device) -> Run:
         for part in (network.encoder, network.conv1):
             part.requires_grad_(False)
     run = Run(args.dir / "vae.pt", modules, args.seconds, lr=args.lr or 1.5e-3)
+    moments_of, decode = network.moments, network.decode
     if args.compile:
-        for module in network.modules():
-            if isinstance(module, Norm):
-                module.compile(dynamic=False)
+        moments_of, decode = torch.compile(moments_of, dynamic=False), torch.compile(decode, dynamic=False)
     rng = np.random.default_rng(run.step)
     known: dict[Path, Tensor] = {}
     viewings: list[Viewing | None] = [None] * VIEWINGS
@@ -141,11 +141,11 @@ def vae(args: argparse.Namespace, device: torch.device) -> Run:
             viewing = viewings[run.step % VIEWINGS] = Viewing(dataset.to_video(frames[which], device))
         first, piece = viewing.at == 0, viewing.next_piece()
         with autocast(device):
-            moments, seeing = network.moments(piece, viewing.seeing, first)
+            moments, seeing = moments_of(piece, viewing.seeing, first)
             mu, log_var = moments.chunk(2, dim=1)
             log_var = log_var.clamp(-20, 10)
             z = mu + torch.randn_like(mu) * (0.5 * log_var).exp()
-            seen, drawing = network.decode(z, viewing.drawing, first)
+            seen, drawing = decode(z, viewing.drawing, first)
         viewing.seeing, viewing.drawing = [c.detach() for c in seeing], [c.detach() for c in drawing]
         divergence = (mu.square() + log_var.exp() - 1 - log_var).mean()
         edges = sum((seen.diff(dim=d) - piece.diff(dim=d)).abs().mean() for d in (-1, -2))
@@ -282,6 +282,7 @@ class Aged:
     history: Tensor
     far: Tensor  # int64 [C], how much later in the stream the clip is played
     generation: int = 0
+    visits: int = 0  # of this generation
 
 
 def fresh(batch: Batch) -> Aged:
@@ -321,10 +322,11 @@ def dit(args: argparse.Namespace, device: torch.device) -> Run:
             error = (aged.history - clean)[:, -1].square().mean().sqrt().item()
             print(f"dit: step {run.step}, {100 * share:.0f} %, loss {loss.item():.4f}, generation {aged.generation} "
                   f"with error {error:.3f}, {time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
-        if share > args.own_from:
+        aged.visits += 1
+        if share > args.own_from and aged.visits == VISITS:
             with autocast(device):
                 aged.history = next_generation(cfg, network, text, aged.batch, aged.history, aged.far)
-            aged.generation += 1
+            aged.generation, aged.visits = aged.generation + 1, 0
             if aged.generation > OLDEST:
                 pool[pool.index(aged)] = fresh(next(source))
     return run
@@ -414,7 +416,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--lr", type=float, help="default: the stage's own")
     parser.add_argument("--hold-encoder", type=Path, help="vae: keep the encoder of this packed world")
     parser.add_argument(
-        "--own-from", type=float, default=0.6,
+        "--own-from", type=float, default=0.5,
         help="share of the time after which the student's own rollout is the history",
     )  # fmt: skip
     parser.add_argument("--compile", action="store_true")
