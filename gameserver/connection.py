@@ -13,6 +13,7 @@ from websockets.exceptions import ConnectionClosed
 from gameserver.door import Door
 from gameserver.encoder import Codec, choose_codec
 from gameserver.lobby import Seat
+from gameserver.lockstep import Turns
 from gameserver.mailbox import Extend, Join, Presence, PromptChange, Slack, Steer
 from gameserver.notes import Frames, Refused
 from gameserver.outbox import Outbox
@@ -55,6 +56,7 @@ class Connection:
         self._outbox = Outbox(socket, door.encoders, door.counts)
         self._prompt_wanted: str | None = None  # to be encoded after the one under way
         self._prompting = False
+        self._turns: Turns | None = None  # in lockstep
 
     async def run(self) -> None:
         """Until either side ends it. Raises nothing."""
@@ -98,13 +100,15 @@ class Connection:
                     raise
                 self._reply_error(error)
                 continue
-            self._take(event)
+            await self._take(event)
             if self.protocol.state is State.CLOSED:  # a bye
                 await self.socket.close()
                 return
 
-    def _take(self, event: Event) -> None:
+    async def _take(self, event: Event) -> None:
         seat = self.seat if self.seat is not None and self.seat.occupant is self else None
+        if self._turns is not None and seat is not None and await self._turns.take(event):
+            return
         match event:
             case Hello():
                 self._spawn(partial(self._enter, event))
@@ -144,11 +148,16 @@ class Connection:
         codec = choose_codec(hello.codecs)
         self.protocol.welcomed()
         self._outbox.reply(self._welcome(seat, resumed, codec))
-        self._outbox.open(codec, door.world.geometry, door.settings.limits)
+        if seat.lockstep:
+            self._turns = Turns(door, seat, self._reply_error, self._loop.time)
+        left = None if self._turns is None else self._turns.left
+        self._outbox.open(codec, door.world.geometry, door.settings.limits, left)
 
     def _resume(self, seat: Seat, hello: Hello) -> Seat:
         if hello.control != seat.control:
             raise ProtocolError("out_of_order", f"this session is moved by {seat.control}, not by {hello.control}")
+        if hello.lockstep != seat.lockstep:
+            raise ProtocolError("out_of_order", "in lockstep or not is said once, when a session begins")
         if seat.occupant is not None:
             seat.occupant.end_soon(ProtocolError("replaced", "another connection continued this session"))
         self.door.occupied(seat)
@@ -161,6 +170,7 @@ class Connection:
         door = self.door
         preparation, words = door.preparation, (hello.prompt or "").strip()
         seat = door.reserve(hello.control, preparation.scene(hello.scene).id, words, hello.seed)
+        seat.lockstep = hello.lockstep
         try:
             try:
                 if words:
@@ -175,7 +185,7 @@ class Connection:
             door.check_open()
             self._sit(seat)
             picture = None if place in door.world.scenes else place.image  # a recording refers to scenes by name
-            if not door.mailbox.put(Join(seat.session_id, start, seat.control, place.id, picture)):
+            if not door.mailbox.put(Join(seat.session_id, start, seat.control, place.id, picture, seat.lockstep)):
                 raise ProtocolError("full", "too many players are coming in at once")
             await seat.joined
         except BaseException:
@@ -232,7 +242,7 @@ class Connection:
         """A client that says no hello or takes nothing in is cut; the others hear once a second how it goes."""
         settings = self.door.settings
         told_s = self._loop.time()
-        pause_s = min(settings.stats_s, settings.hello_s, settings.limits.stall_s) / 4
+        pause_s = min(settings.stats_s, settings.hello_s, settings.limits.stall_s, settings.patience_s) / 4
         while True:
             await asyncio.sleep(pause_s)
             now_s = self._loop.time()
@@ -241,6 +251,8 @@ class Connection:
             backpressure = self._outbox.backpressure
             if backpressure is None:
                 continue
+            if self._turns is not None and now_s - self._turns.since_s > settings.patience_s:
+                raise ProtocolError("idle", f"in lockstep nothing was steered for {settings.patience_s:.0f} s")
             if backpressure.stalled(now_s):
                 raise ProtocolError("slow_client", f"nothing was acknowledged for {settings.limits.stall_s:.0f} s")
             if now_s - told_s >= settings.stats_s:

@@ -33,6 +33,7 @@ class Settings:
     capacity: int = 8
     grace_s: float = 30.0  # a seat waits so long for its player to come back
     hello_s: float = 10.0  # from opening a socket to its hello
+    patience_s: float = 600.0  # for a client in lockstep to steer
     stats_s: float = 1.0
     limits: Limits = field(default_factory=Limits)
     record: Keep | None = None  # None: sessions are not recorded
@@ -127,7 +128,8 @@ class Door:
     def _post(self, notes: Sequence[Note]) -> None:
         """On the engine's thread. Chunks are dropped while the loop is far behind, other notes never."""
         for note in notes:
-            if isinstance(note, Frames) and len(self._notes) > 8 * self.settings.capacity:
+            late = isinstance(note, Frames) and not note.lockstep  # a session in lockstep does not get ahead
+            if late and len(self._notes) > 8 * self.settings.capacity:
                 self.counts.chunks_undelivered += 1
             else:
                 self._notes.append(note)

@@ -1,4 +1,4 @@
-"""Pictures to packets: H.264 for a stream, JPEG for pages without WebCodecs and for thumbnails.
+"""Pictures to packets: H.264 for a stream, JPEG for pages without WebCodecs and for thumbnails, RGB for agents.
 
 An encoder belongs to one connection. It is called from a thread pool (PyAV releases the GIL), one call at a time.
 """
@@ -16,9 +16,10 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import PictureType, VideoFrame
 from numpy.typing import NDArray
 
+from gameserver.rgb import to_rgb
 from world.chunk import Geometry
 
-Codec = Literal["h264", "jpeg"]
+Codec = Literal["h264", "jpeg", "raw"]
 
 BT601 = 6  # primaries, transfer and matrix; untagged H.264 is taken for BT.709 by browsers
 LIMITED_RANGE, FULL_RANGE = 1, 2
@@ -27,7 +28,7 @@ NEVER_FRAMES = 1 << 30  # a group of pictures ends when somebody asks for a keyf
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    data: bytes  # an Annex B access unit, or a JPEG file
+    data: bytes  # an Annex B access unit, a JPEG file, or RGB
     key: bool
 
 
@@ -113,7 +114,20 @@ class JpegEncoder:
             self._codec = _jpeg_codec(self._geometry.width, self._geometry.height, qscale)
 
 
-ENCODERS: dict[Codec, Callable[[Geometry], Encoder]] = {"h264": H264Encoder, "jpeg": JpegEncoder}
+class RawEncoder:
+    """Every picture as it is: H * W * 3 bytes of RGB, whatever the bitrate."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.ceiling_bps = 8 * geometry.width * geometry.height * 3 * geometry.fps
+
+    def set_bitrate(self, bitrate_bps: int) -> None:
+        pass
+
+    def encode(self, picture: NDArray[np.uint8], *, key: bool = False) -> Encoded:
+        return Encoded(to_rgb(picture).tobytes(), True)
+
+
+ENCODERS: dict[Codec, Callable[[Geometry], Encoder]] = {"h264": H264Encoder, "jpeg": JpegEncoder, "raw": RawEncoder}
 
 
 def choose_codec(offered: Sequence[Codec]) -> Codec:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from gameserver.diary import Diary
-from gameserver.mailbox import Extend, Join, Leave, Letter, Mailbox, Presence, PromptChange, Slack, Steer
+from gameserver.mailbox import Extend, Join, Leave, Left, Letter, Mailbox, Presence, PromptChange, Slack, Steer, Step
 from gameserver.notes import Ended, Frames, Joined, Note, Refused
 from gameserver.recorder import Recorder
+from sessions.lockstep import ControlQueueFull
 from sessions.roster import Full, UnknownSession
-from sessions.tick import Counters, Game
+from sessions.tick import Counters, Finished, Game
 from sessions.trajectory import PoseQueueFull
-from world.chunk import Report, World, WorldError
+from world.chunk import Prompt, Report, World, WorldError
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +151,7 @@ class Engine:
             finished = game.tick(now_s, self._clock).finished
             for chunk in finished:
                 self._diary.chunk(chunk)
-            notes += [Frames(chunk.session_id, chunk, game.roster[chunk.session_id].poses_queued) for chunk in finished]
+            notes += [_frames(game, chunk) for chunk in finished]
             self.ticks += 1
         self._diary.tell(notes, self._clock())
         self.loops += 1
@@ -161,17 +162,22 @@ class Engine:
         session_id = letter.session_id
         try:
             match letter:
-                case Join(start=start, control=control):
-                    game.join(session_id, start, control, self._clock())
+                case Join(start=start, control=control, lockstep=lockstep):
+                    game.join(session_id, start, control, self._clock(), lockstep)
                     self._diary.begin(letter)
                     return Joined(session_id)
                 case Steer(control=control):
                     game.steer(session_id, control)
-                case Extend(seq=seq, poses=poses):
+                case Step(control=control, prompt=prompt):
+                    self._ask(game, session_id, prompt)
+                    game.steer(session_id, control)
+                case Extend(seq=seq, poses=poses, prompt=prompt):
+                    self._ask(game, session_id, prompt)
                     game.extend(session_id, seq, poses)
                 case PromptChange(prompt=prompt):
-                    game.set_prompt(session_id, prompt)
-                    self._diary.mark(session_id, "prompt", prompt.text)
+                    self._ask(game, session_id, prompt)
+                case Left(chunk_index=chunk_index):
+                    game.left(session_id, chunk_index)
                 case Slack(chunk_index=chunk_index, slack_s=slack_s):
                     game.report_slack(session_id, slack_s, chunk_index)
                 case Presence(attached=True):
@@ -189,8 +195,20 @@ class Engine:
             return None
         except Full as fault:
             return Refused(session_id, "full", str(fault))
+        except ControlQueueFull as fault:
+            return Refused(session_id, "control_queue_full", str(fault))
         except PoseQueueFull as fault:
             return Refused(session_id, "pose_queue_full", str(fault))
         except ValueError as fault:
             return Refused(session_id, "bad_pose" if isinstance(letter, Extend) else "out_of_order", str(fault))
         return None
+
+    def _ask(self, game: Game, session_id: str, prompt: Prompt | None) -> None:
+        if prompt is not None:
+            game.set_prompt(session_id, prompt)
+            self._diary.mark(session_id, "prompt", prompt.text)
+
+
+def _frames(game: Game, chunk: Finished) -> Frames:
+    session = game.roster[chunk.session_id]
+    return Frames(session.id, chunk, session.poses_queued, session.lockstep is not None)

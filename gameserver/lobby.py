@@ -32,6 +32,7 @@ class Seat:
     joined: asyncio.Future[None]  # the game took the session in
     occupant: Occupant | None
     expiry: asyncio.TimerHandle | None = None  # runs while nobody occupies it
+    lockstep: bool = False
     own_prompt: str = ""  # of the place it started from, which an empty prompt brings back
 
 

@@ -1,8 +1,8 @@
 """The one seam between the sockets' thread and the engine's: frozen letters in a bounded box.
 
 Each session has a quota a kind of letter, so no session can fill the box for another. Over it, by kind: steering takes
-in the newest one waiting (axes replace, looks add up); prompts, presence and slack replace it; poses and joins are
-refused. A letter that takes another in goes to the end. Everything beside plain acceptance is counted.
+in the newest one waiting (axes replace, looks add up); prompts, presence, slack and what has left replace it; poses,
+joins and the controls of sessions in lockstep are refused. A letter that takes another in goes to the end. Everything beside plain acceptance is counted.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Join(Letter):
     control: ControlKind
     scene_id: str = ""
     picture: NDArray[np.uint8] | None = None  # [h, w, 3] that the start was made of, where no scene has it
+    lockstep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +39,20 @@ class Steer(Letter):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Step(Letter):
+    """The control of one chunk of a session in lockstep."""
+
+    control: Control
+    prompt: Prompt | None = None  # that takes hold with it
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Extend(Letter):
     """Poses for the next video frames."""
 
     seq: int
     poses: NDArray[np.float32]  # [n, 4, 4]
+    prompt: Prompt | None = None  # in lockstep: that takes hold with the first of them
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,6 +69,13 @@ class Slack(Letter):
 
 
 @dataclass(frozen=True, slots=True)
+class Left(Letter):
+    """In lockstep: all frames up to those of this chunk are on their way."""
+
+    chunk_index: int
+
+
+@dataclass(frozen=True, slots=True)
 class Presence(Letter):
     """Whether somebody is there to see the session."""
 
@@ -70,7 +87,9 @@ class Leave(Letter):
     pass
 
 
-QUOTA: dict[type[Letter], int] = {Join: 1, Steer: 64, Extend: 16, PromptChange: 1, Slack: 1, Presence: 1, Leave: 1}
+QUOTA: dict[type[Letter], int] = {
+    Join: 1, Steer: 64, Step: 16, Extend: 16, PromptChange: 1, Slack: 1, Left: 1, Presence: 1, Leave: 1,
+}  # fmt: skip
 
 
 class Mailbox:
@@ -101,7 +120,7 @@ class Mailbox:
             if self._waiting[key] < QUOTA[kind]:
                 self._waiting[key] += 1
                 self._joins += kind is Join
-            elif kind in (Join, Extend):
+            elif kind in (Join, Step, Extend):
                 self.refused[kind.__name__] += 1
                 return False
             else:

@@ -33,6 +33,7 @@ class Frames(Note):
     session_id: str
     chunk: Finished
     poses_queued: int
+    lockstep: bool = False  # its client waits for every frame: none may be dropped
 
 
 @dataclass(frozen=True, slots=True)

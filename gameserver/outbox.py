@@ -1,14 +1,16 @@
 """What leaves on one connection: replies, and chunks encoded frame by frame as far as the client keeps up.
 
 Both queues are bounded and lose their oldest entry, counted: replies are answers nobody waits for any more, chunks are
-frames skipped before they were encoded.
+frames skipped before they were encoded. A client in lockstep gets every frame: its session goes on when they have left.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,10 +45,16 @@ class Outbox:
         self._prompted: Prompted | None = None  # to be said before the next frames
         self._encoder: Encoder | None = None
         self._packet = 0
+        self._left: Callable[[int], None] | None = None
         self._firsts: deque[tuple[int, int]] = deque(maxlen=64)  # (packet, chunk index) of each chunk's first packet
 
-    def open(self, codec: Codec, geometry: Geometry, limits: Limits) -> None:
-        """Frames may leave from now on."""
+    def open(
+        self, codec: Codec, geometry: Geometry, limits: Limits, left: Callable[[int], None] | None = None
+    ) -> None:
+        """Frames may leave from now on. In lockstep `left` is told the index of each chunk that has."""
+        self._left = left
+        if codec == "raw":
+            limits = replace(limits, floor=1.0)  # it gets no smaller
         self._encoder = ENCODERS[codec](geometry)
         self.backpressure = Backpressure(self._encoder.ceiling_bps, geometry.fps, limits)
         self._wake.set()
@@ -64,7 +72,7 @@ class Outbox:
         if chunk.prompt is not None:
             self._prompted = Prompted(text=chunk.prompt.text, chunk=chunk.chunk_index)
         self._chunks.append(frames)
-        while len(self._chunks) > CHUNKS_WAITING:
+        while len(self._chunks) > CHUNKS_WAITING and not frames.lockstep:
             self._skipped(len(self._chunks.popleft().chunk.picture.frames))
         self._wake.set()
 
@@ -99,7 +107,7 @@ class Outbox:
         first = True
         for index, picture in enumerate(chunk.picture.frames):
             await self._write_replies()
-            if not backpressure.admits(self._clock()):
+            if self._left is None and not backpressure.admits(self._clock()):
                 self._counts.frames_skipped += 1
                 continue
             key, self.key_wanted = self.key_wanted, False
@@ -114,11 +122,14 @@ class Outbox:
                 packet=self._packet, frame=frame, chunk=chunk.chunk_index, key=encoded.key,
                 control_seq=chunk.control_seq, pose=chunk.poses[index].astype("<f4").tobytes(), data=encoded.data,
             )  # fmt: skip
-            backpressure.sent(self._packet, frame, self._clock())
+            if self._left is None:
+                backpressure.sent(self._packet, frame, self._clock())
             self._packet += 1
             self.pace.sent_frame()
             self._counts.frames_sent += 1
             await self._send(message)
+        if self._left is not None:
+            self._left(chunk.chunk_index)
 
     async def _send(self, message: Message) -> None:
         data = encode(message)

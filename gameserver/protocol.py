@@ -20,6 +20,7 @@ MESSAGES_PER_S = 200.0
 MESSAGES_BURST = 400.0
 MAX_POSES = 256  # in one message
 MAX_QUEUED_POSES = 1024  # waiting in a session
+MAX_QUEUED_CONTROLS = 16  # waiting in a session in lockstep
 MAX_PROMPT_CHARS = 500
 
 Seq = Annotated[int, Meta(ge=1, le=2**32 - 1)]
@@ -31,7 +32,7 @@ Milliseconds = Annotated[float, Meta(ge=0.0, le=1e15)]
 Focal = Annotated[float, Meta(ge=1.0, le=1e6)]
 Pixels = Annotated[float, Meta(ge=-1e6, le=1e6)]
 Scale = Annotated[float, Meta(ge=1e-6, le=1e6)]
-Codecs = Annotated[tuple[Literal["h264", "jpeg"], ...], Meta(min_length=1, max_length=4)]
+Codecs = Annotated[tuple[Literal["h264", "jpeg", "raw"], ...], Meta(min_length=1, max_length=4)]
 Name = Annotated[str, Meta(min_length=1, max_length=32, pattern=r"^[^\x00-\x1f\x7f]*$")]
 ShortText = Annotated[str, Meta(min_length=1, max_length=64)]
 PromptText = Annotated[str, Meta(max_length=MAX_PROMPT_CHARS)]
@@ -58,6 +59,7 @@ class Hello(Message, frozen=True, tag="hello"):
     intrinsics: tuple[Focal, Focal, Pixels, Pixels] | None = None  # fx, fy, cx, cy, pixels of the stream's picture
     scale: Scale | None = None  # pose units that count as 1
     image: bytes | None = None  # a JPEG or PNG file to start from (checked by `gameserver.upload`)
+    lockstep: bool = False  # a chunk begins when its steering is here
 
 
 class Control(Message, frozen=True, tag="control"):
@@ -120,7 +122,7 @@ class Welcome(Message, frozen=True, tag="welcome"):
     fps: int
     chunk_frames: int  # video frames in a chunk
     first_chunk_frames: int
-    codec: Literal["h264", "jpeg"]
+    codec: Literal["h264", "jpeg", "raw"]
     control: Literal["axes", "poses"]
     players: int
     capacity: int
@@ -133,7 +135,7 @@ class Frame(Message, frozen=True, tag="frame"):
     key: bool
     control_seq: int  # the last control folded into this chunk, 0 if none
     pose: bytes  # little-endian float32 [4, 4]: the camera this frame was made for
-    data: bytes  # H.264 Annex B access unit, or a JPEG file
+    data: bytes  # H.264 Annex B access unit, a JPEG file, or RGB8 [height, width, 3]
 
 
 class Prompted(Message, frozen=True, tag="prompted"):
@@ -184,6 +186,8 @@ ERRORS: dict[str, tuple[bool, str]] = {
     "bad_prompt": (False, "the prompt cannot be encoded"),
     "bad_pose": (False, "not n x 16 finite floats, or not rigid camera-to-world matrices"),
     "pose_queue_full": (False, "more poses waiting than the limit; the message was dropped whole"),
+    "control_queue_full": (False, "in lockstep, more controls waiting than the limit; this one was dropped"),
+    "idle": (True, "in lockstep, nothing was steered for ten minutes"),
     "replaced": (True, "another connection continued this session with its token"),
     "slow_client": (True, "no packet was acknowledged for five seconds"),
     "shutting_down": (True, "the server is going down"),

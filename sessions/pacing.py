@@ -31,6 +31,12 @@ class Pacing:
         self._earliest_s = now_s
         self._settled_index = chunk_index + 2
 
+    def ask(self, chunk_index: int, now_s: float) -> None:
+        """The client waits for this chunk and plays nothing. It may be finished at once and is never late; that it is
+        needed a chunk later lets those who play in real time go first, and nobody wait for ever."""
+        self.restart(chunk_index, now_s)
+        self._needed_s = now_s + self._geometry.video_frames(chunk_index) / self._geometry.fps
+
     @property
     def deadline_s(self) -> float:
         """When the next chunk's first frame is needed."""

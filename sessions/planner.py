@@ -45,6 +45,8 @@ class Planner:
 
     def start_s(self, session: Session) -> float:
         """When a waiting session's next chunk may start: late enough to hear the player, early enough to be in time."""
+        if session.lockstep is not None:  # its client waits: there is nothing to hear that is not here
+            return session.ready_s
         pacing, service = session.pacing, self.service
         return max(session.ready_s, pacing.earliest_s - service.least_s, pacing.deadline_s - service.lead_s)
 

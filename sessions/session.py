@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from sessions.control import Control
+from sessions.lockstep import Lockstep
 from sessions.pacing import Pacing
 from sessions.trajectory import AxesTrajectory, ChunkPath, ControlKind, PoseTrajectory, Trajectory
 from world.chunk import Geometry, Prompt, Row
@@ -33,8 +34,9 @@ class IllegalState(RuntimeError):
 
 class Session:
     def __init__(
-        self, session_id: str, slot: int, geometry: Geometry, num_steps: int, control: ControlKind, now_s: float
-    ) -> None:
+        self, session_id: str, slot: int, geometry: Geometry, num_steps: int, control: ControlKind, now_s: float,
+        lockstep: bool = False,
+    ) -> None:  # fmt: skip
         self.id = session_id
         self.slot = slot
         self.control = control
@@ -47,6 +49,9 @@ class Session:
         self.ready_s = now_s  # since when this chunk could start
         self.pacing = Pacing(geometry, now_s)
         self.trajectory: Trajectory = AxesTrajectory(geometry) if control == "axes" else PoseTrajectory(geometry)
+        self.lockstep = Lockstep(geometry, control) if lockstep else None
+        if self.lockstep is not None:
+            self.trajectory = self.lockstep.trajectory
         self.path: ChunkPath | None = None  # of the chunk under way
         self.prompt: Prompt | None = None  # that takes effect with the chunk under way
         self.prompts_replaced = 0  # set and replaced before any chunk began: only the last one counts
@@ -59,7 +64,9 @@ class Session:
 
     @property
     def can_start(self) -> bool:
-        return self.state is State.WAITING and self.trajectory.ready
+        if self.state is not State.WAITING:
+            return False
+        return self.trajectory.ready if self.lockstep is None else self.lockstep.may_begin(self.chunk_index)
 
     @property
     def poses_queued(self) -> int:
@@ -83,15 +90,27 @@ class Session:
         return self.trajectory
 
     def set_prompt(self, prompt: Prompt) -> None:
-        """Takes effect with the next chunk that starts."""
+        """Takes effect with the next chunk that starts; in lockstep with the next steering that comes."""
+        if self.lockstep is not None:
+            self.prompts_replaced += self.lockstep.ask(prompt)
+            return
         self.prompts_replaced += self._next_prompt is not None
         self._next_prompt = prompt
+
+    def notice(self, now_s: float) -> None:
+        """In lockstep the client says when a chunk may start: now, if that was not so before. Waiting is not late."""
+        if self.lockstep is not None and not self.lockstep.asked and self.can_start:
+            self.lockstep.asked = True
+            self.ready_s = now_s
+            self.pacing.ask(self.chunk_index, now_s)
 
     def begin(self, now_s: float, ready_s: float, forward: int) -> None:
         """Start the next chunk: this is the last moment at which a control counts for it."""
         self.move(State.DENOISING)
         self.path = self.trajectory.take(self.chunk_index)
         self.prompt, self._next_prompt = self._next_prompt, None
+        if self.lockstep is not None:
+            self.prompt, self.lockstep.asked = self.lockstep.prompt(), False
         self.started_s, self.begin_forward = now_s, forward
         self.ready_s = ready_s if self.chunk_index else now_s  # a first chunk may have waited for its poses, not for us
 
@@ -125,6 +144,9 @@ class Session:
         self.attached = True
         self.trajectory.restart()
         self.pacing.restart(self.chunk_index, now_s)
+        if self.lockstep is not None:  # what was to be sent is lost with the connection
+            self.lockstep.left(self.chunk_index - 1)
+            self.lockstep.asked = False
         if self.state is State.DETACHED:
             self.move(State.WAITING)
             self.ready_s = now_s

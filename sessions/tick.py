@@ -94,11 +94,13 @@ class Game:
         self.roster = Roster(world.num_slots)
         self.counters = Counters()
 
-    def join(self, session_id: str, start: Start, control: ControlKind, now_s: float) -> Session:
+    def join(
+        self, session_id: str, start: Start, control: ControlKind, now_s: float, lockstep: bool = False
+    ) -> Session:
         """Begin a stream in a free slot. Full, or DuplicateSession."""
         slot = self.roster.next_slot(session_id)
         self._world.open(slot, start)
-        session = Session(session_id, slot, self._world.geometry, self._world.num_steps, control, now_s)
+        session = Session(session_id, slot, self._world.geometry, self._world.num_steps, control, now_s, lockstep)
         self.roster.add(session)
         return session
 
@@ -109,7 +111,7 @@ class Game:
         self._world.close(session.slot)
 
     def steer(self, session_id: str, control: Control) -> None:
-        """ValueError if the control is out of order, or the session is moved by poses."""
+        """ValueError if the control is out of order, or the session is moved by poses. ControlQueueFull in lockstep."""
         self.roster[session_id].steer(control)
 
     def extend(self, session_id: str, seq: int, poses: NDArray[np.float32]) -> None:
@@ -117,7 +119,7 @@ class Game:
         self.roster[session_id].poses().extend(seq, poses)
 
     def set_prompt(self, session_id: str, prompt: Prompt) -> None:
-        """Takes effect with the first step of the next chunk."""
+        """Takes effect with the first step of the next chunk; in lockstep, of the one that is steered next."""
         self.roster[session_id].set_prompt(prompt)
 
     def detach(self, session_id: str) -> None:
@@ -132,6 +134,12 @@ class Game:
         """How early the first frame of a chunk came (default: the last finished one's)."""
         self.roster[session_id].pacing.report(slack_s, chunk_index)
 
+    def left(self, session_id: str, chunk_index: int) -> None:
+        """All frames of a chunk are on their way to the client: a session in lockstep may go on."""
+        lockstep = self.roster[session_id].lockstep
+        if lockstep is not None:
+            lockstep.left(chunk_index)
+
     def due_s(self, now_s: float) -> float | None:
         """When the next tick has work, not before now; None while nobody needs anything."""
         return self._planner.due_s(self.roster, now_s)
@@ -141,6 +149,8 @@ class Game:
 
         If the world raises, no session has moved on and the same rows are due again.
         """
+        for session in self.roster:
+            session.notice(now_s)
         sessions = self._planner.plan(self.roster, now_s)
         if not sessions:
             return TickResult((), ())
@@ -166,7 +176,8 @@ class Game:
             )
         deadline_s = session.pacing.deadline_s
         late_s = session.pacing.finished(index, finished_s)
-        self._planner.service.observe(finished_s - session.ready_s)
+        if session.lockstep is None:  # which waits for room behind the others
+            self._planner.service.observe(finished_s - session.ready_s)
         self.counters.chunks += 1
         self.counters.frames += len(picture.frames)
         self.counters.late_chunks += late_s > 0

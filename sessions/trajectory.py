@@ -47,7 +47,6 @@ class ChunkPath:
 class AxesTrajectory:
     """Poses integrated from what a player holds."""
 
-    ready = True
     queued = 0
 
     def __init__(self, geometry: Geometry) -> None:
@@ -55,6 +54,10 @@ class AxesTrajectory:
         self._pose = identity_pose()
         self._control_seq = 0
         self.track = ControlTrack()
+
+    @property
+    def ready(self) -> bool:
+        return True
 
     def steer(self, control: Control) -> None:
         self.track.put(control)

@@ -49,6 +49,7 @@ CLIENT: dict[str, Message] = {
         "scale": 0.2,
         "image": PIXEL,
     },
+    "hello, an agent's": {"type": "hello", "version": 1, "codecs": ["raw"], "seed": 7, "lockstep": True},
     "control, first": CONTROL,
     "control, with look": {
         "type": "control",
@@ -181,6 +182,7 @@ def bad_vectors() -> list[Message]:
         bad("an unknown codec", "bad_message", pack(HELLO | {"codecs": ["theora"]}), ()),
         bad("no codec", "bad_message", pack(HELLO | {"codecs": []}), ()),
         bad("a focal length that is not a number", "bad_message", pack(HELLO | {"intrinsics": [nan, 1, 1, 1]}), ()),
+        bad("a number for lockstep", "bad_message", pack(HELLO | {"lockstep": 1}), ()),
         bad("a scale of 0", "bad_message", pack(HELLO | {"scale": 0}), ()),
         bad("a seed of 2**53", "bad_message", pack(HELLO | {"seed": 2**53}), ()),
         bad("arrays 60000 deep", "bad_message", b"\x91", (), 60000),
