@@ -1,207 +1,257 @@
-"""The bot: plays one session for a library or from the command line, and reports what it saw."""
+"""The client library: a session on a server, steered by a program. It needs the protocol and nothing of the server.
+
+    async with connect("ws://localhost:8000", seed=7, lockstep=True, codecs=("raw",)) as bot:
+        start = await bot.chunk()
+        chunk = await bot.step(forward=1.0, turn=-0.5)
+
+`gameserver.bot_sync` has the same verbs without `await`, `gameserver.policies` things to do.
+"""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
-import sys
-import urllib.parse
-import urllib.request
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
 
-from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
 
-from gameserver.bot_plan import BotError, BotPlan
-from gameserver.player import ANSWER_S, OnFrame, Player
-from gameserver.protocol import ERRORS
-from gameserver.recorded_camera import read_intrinsics, read_poses, scale_intrinsics
-from gameserver.tally import BotReport
-from world.motion import parse_script
+from gameserver.bot_error import BotError
+from gameserver.dial import dial, ended, read, refused, welcome
+from gameserver.due_clock import DueClock
+from gameserver.protocol import (
+    MAX_POSES,
+    MAX_TRANSPORT_BYTES,
+    MESSAGES_PER_S,
+    VERSION,
+    Hello,
+    ProtocolError,
+    Welcome,
+    decode_client,
+    encode,
+)
+from gameserver.view import Chunk, Packet, RawDecoder, View
+from gameserver.wire import TokenBucket
 
-__all__ = ["BotError", "BotPlan", "BotReport", "OnFrame", "add_arguments", "play", "run"]
+__all__ = ["Bot", "BotError", "Chunk", "Packet", "View", "connect"]
 
-MAX_PACKET_BYTES = 16 * 1024 * 1024
+SILENCE_S = 60.0  # a server that lives says something every second
+BYE_S = 5.0  # for the server to close
+MAX_ERRORS = 100  # kept
+HURRY = 0.8  # of the server's limit on messages: clocks differ
+LOST = {"control_queue_full", "pose_queue_full", "bad_pose"}  # steering that was dropped: no lockstep after that
 
 
-async def play(url: str, plan: BotPlan, on_frame: OnFrame | None = None) -> BotReport:
-    """Play one session. BotError if it cannot be had, or ends before the plan does."""
-    address = play_url(url)
-    if plan.save is not None and not plan.save.parent.is_dir():
-        raise BotError(f"{plan.save.parent} is not a directory to save in")
+class Decoder(Protocol):
+    errors: int
+
+    @property
+    def wants_key(self) -> bool: ...
+    def decode(self, packet: Packet) -> Any: ...
+
+
+@asynccontextmanager
+async def connect(url: str, **hello: Any) -> AsyncIterator[Bot]:
+    """A session that ends with the block. `hello` are fields of that message, as PROTOCOL.md has them.
+
+    BotError if there is no server, or it refuses, or the session ends before its time.
+    """
+    message = greeting(**hello)
+    socket = await dial(url)
     try:
-        socket = await connect(
-            address, compression=None, proxy=None, max_size=MAX_PACKET_BYTES, open_timeout=ANSWER_S, close_timeout=2
-        )
-    except InvalidStatus as error:
-        status = error.response.status_code
-        raise BotError(f"{url} is not a Manyworlds server: it answered HTTP {status}, not a WebSocket") from None
-    except (InvalidURI, InvalidHandshake, InvalidMessage, EOFError) as error:
-        raise BotError(f"{url} is not a Manyworlds server: {error}") from None
-    except TimeoutError:
-        raise BotError(f"{url} did not answer within {ANSWER_S:.0f} seconds") from None
-    except OSError as error:
-        refused = isinstance(error, ConnectionRefusedError) or "Multiple exceptions" in str(error)  # one an address
-        why = "nothing answers there" if refused else error.strerror or str(error)
-        raise BotError(f"cannot connect to {url}: {why}") from None
-    try:
-        return await Player(socket, plan, on_frame).play()
+        bot = Bot(socket, message, await welcome(socket, message))
+        try:
+            yield bot
+        finally:
+            if not bot.stays:
+                await bot.bye()
     except ConnectionClosed as closed:
-        raise _closed(closed) from None
+        raise ended(closed) from None
     finally:
         await socket.close()
 
 
-def play_url(url: str) -> str:
-    """`ws://H:P` -> `ws://H:P/play`; a path that is given stays. BotError if it is no such address."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-        good = parts.scheme in ("ws", "wss") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number
-        good = False
-    if not good:
-        raise BotError(f"{url} is not an address such as ws://127.0.0.1:8000")
-    return urllib.parse.urlunsplit(parts._replace(path="/play")) if parts.path in ("", "/") else url
+class Bot:
+    """One session over one connection. Nothing is read from it but when a verb waits for something."""
 
+    def __init__(self, socket: ClientConnection, hello: Hello, welcome: Welcome) -> None:
+        self.welcome = welcome
+        self.lockstep = hello.lockstep
+        self.seq = 0  # of the last steering
+        self.rtt_s: float | None = None  # shortest
+        self.skipped = 0  # frames, by the server's count
+        self.prompted: list[int] = []  # chunks at which a prompt took hold
+        self.errors: list[str] = []  # codes that did not end the session
+        self.stays = False  # leave without a word, so that the token continues the session
+        self.now_s = asyncio.get_running_loop().time
+        self.decoder = _decoder(welcome)
+        self._socket = socket
+        self._clock = DueClock(welcome.fps)
+        self._bucket = TokenBucket(HURRY * MESSAGES_PER_S, HURRY * MESSAGES_PER_S)
+        self._views: list[View] = []  # of a chunk that is not whole yet
 
-def stream_size(url: str) -> tuple[int, int]:
-    """The width and height of a server's pictures, from its `/world.json`."""
-    parts = urllib.parse.urlsplit(play_url(url))
-    address = f"{parts.scheme.replace('ws', 'http')}://{parts.netloc}/world.json"
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with direct.open(address, timeout=10) as answer:
-            world = json.load(answer)
-        return int(world["width"]), int(world["height"])
-    except OSError as error:
-        raise BotError(f"cannot read {address}: {getattr(error, 'reason', error)}") from None
-    except (ValueError, KeyError, TypeError):
-        raise BotError(f"{url} is not a Manyworlds server: its /world.json does not give a picture's size") from None
+    # Speaking
 
+    async def steer(
+        self, forward: float = 0.0, right: float = 0.0, turn: float = 0.0, pitch: float = 0.0,
+        look: tuple[float, float] = (0.0, 0.0),
+    ) -> int:  # fmt: skip
+        """Axes in -1..1, held until the next ones (in lockstep: for one chunk), and degrees to look right and up.
+        Returns the `control_seq` that frames made with it carry."""
+        axes = [forward, right, turn, pitch]
+        return await self._steer("control", t_ms=1000 * self.now_s(), axes=axes, look=list(look))
 
-def _closed(closed: ConnectionClosed) -> BotError:
-    """The close reason is the error code, for when the message that says more was lost."""
-    reason = closed.rcvd.reason if closed.rcvd else ""
-    if reason in ERRORS:
-        return BotError(f"the server closed the connection ({reason}): {ERRORS[reason][1]}", reason)
-    return BotError(f"the connection was lost{': ' + reason if reason else ''}")
+    async def follow(self, poses: NDArray[np.floating]) -> int:
+        """Poses [n, 4, 4] camera-to-world, for the next n video frames. Returns the last one's `control_seq`."""
+        for first in range(0, len(poses), MAX_POSES):
+            await self._steer("poses", poses=poses[first : first + MAX_POSES].astype("<f4").tobytes())
+        return self.seq
 
+    async def prompt(self, text: str) -> None:
+        """Another world from the next chunk on; in lockstep from the next one that is steered."""
+        await self._send("prompt", text=text)
 
-# The command
+    async def ping(self) -> None:
+        """The pong, when it is heard, says how long it took."""
+        await self._send("ping", t_ms=1000 * self.now_s())
 
+    async def bye(self) -> None:
+        """Leave, and wait until the server has closed: by then the seat is free. Nothing can be said after it."""
+        self.stays = True
+        await self._send("bye")
+        with contextlib.suppress(ConnectionClosed, TimeoutError):
+            async with asyncio.timeout(BYE_S):
+                while True:
+                    await self._socket.recv()
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("url", help="the server, as ws://HOST:PORT")
-    parser.add_argument(
-        "--seconds", type=_seconds, help="play for so long (default: the script or poses once, else 10)"
-    )
-    parser.add_argument(
-        "--script", type=_script, help="keys and video frames, as w-8,wl-8,none-4 (with --seconds it repeats)"
-    )
-    parser.add_argument("--poses", type=Path, help=".npy [n, 4, 4]: a camera-to-world pose for every video frame")
-    parser.add_argument(
-        "--intrinsics",
-        type=Path,
-        help=".npy [4], [n, 4] (the first counts) or [3, 3], for a picture whose centre is the principal point, or of"
-        " --intrinsics-size; scaled to the stream's",
-    )
-    parser.add_argument(
-        "--intrinsics-size", type=_size, metavar="WxH", help="the picture that the intrinsics are given for"
-    )
-    parser.add_argument("--scale", type=float, help="pose units that count as 1 for the world")
-    parser.add_argument("--save", type=Path, help="write what was received to this MP4 file")
-    parser.add_argument("--json", action="store_true", help="print nothing but the result")
-    parser.add_argument("--prompt", help="what the world shall be")
-    parser.add_argument(
-        "--prompt-at", nargs=2, action=_PromptAt, default=[], metavar=("SECONDS", "TEXT"), help="another one later"
-    )
-    parser.add_argument("--scene", help="id of the start scene")
-    parser.add_argument("--image", type=Path, help="a JPEG or PNG file to start from instead")
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--name", default="bot")
+    # Listening
 
+    async def packet(self) -> tuple[Packet, View | None]:
+        """The next frame message, acknowledged; None where it cannot be decoded, and then a key frame was asked for."""
+        while (packet := await self._hear()) is None:
+            pass
+        now_s = self.now_s()
+        picture = self.decoder.decode(packet)
+        if picture is None:
+            await self._send("keyframe")
+        if not self.lockstep:
+            slack_s = self._clock.slack_s(packet.chunk, packet.frame, now_s)
+            slack = {} if slack_s is None else {"slack_ms": min(60_000.0, max(-60_000.0, 1000 * slack_s))}
+            await self._send("ack", packet=packet.packet, **slack)
+        return packet, None if picture is None else View(packet, picture)
 
-def run(args: argparse.Namespace) -> int:
-    """The command. The last line on stdout is the report as JSON; a failure is one sentence on stderr."""
-    try:
-        report = asyncio.run(_command(args))
-    except BotError as error:
-        print(f"bot: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    if not args.json:
-        late = report.control_to_frame_ms["p95"]
-        print(f"{report.frames} frames of {report.world} in {report.seconds:.1f} s, {report.fps:.2f} a second")
-        print(f"{report.decode_errors} could not be decoded, {report.skipped} were skipped")
-        print("no control was answered" if late is None else f"control to frame: {late:.0f} ms for 95 of 100")
-    print(json.dumps(asdict(report)))
-    return 0
+    async def view(self) -> View:
+        """The next frame."""
+        while (view := (await self.packet())[1]) is None:
+            pass
+        return view
 
+    async def __aiter__(self) -> AsyncIterator[View]:
+        """Frames, for as long as anybody wants them."""
+        while True:
+            yield await self.view()
 
-async def _command(args: argparse.Namespace) -> BotReport:
-    poses = None if args.poses is None else read_poses(args.poses)
-    intrinsics = None
-    if args.intrinsics is not None:
-        given = read_intrinsics(args.intrinsics)
-        size = (2 * given[2], 2 * given[3]) if args.intrinsics_size is None else args.intrinsics_size
-        intrinsics = scale_intrinsics(given, size, await asyncio.to_thread(stream_size, args.url))
-    plan = BotPlan(
-        seconds=args.seconds,
-        script=args.script,
-        poses=poses,
-        intrinsics=intrinsics,
-        scale=args.scale,
-        image=None if args.image is None else _read_image(args.image),
-        name=args.name,
-        scene=args.scene,
-        prompt=args.prompt,
-        prompts=tuple(args.prompt_at),
-        seed=args.seed,
-        save=args.save,
-    )
-    return await play(args.url, plan)
+    async def chunk(self) -> Chunk:
+        """The next chunk, once all that comes of it is here."""
+        while True:
+            view = await self.view()
+            before = self._views
+            if before and before[0].packet.chunk != view.packet.chunk:  # its last frame was skipped
+                self._views = [view]
+                return Chunk(tuple(before))
+            before.append(view)
+            if view.packet.frame == self.last_frame(view.packet.chunk):
+                self._views = []
+                return Chunk(tuple(before))
 
+    async def chunks(self) -> AsyncIterator[Chunk]:
+        while True:
+            yield await self.chunk()
 
-def _read_image(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BotError(f"cannot read {path}: {error.strerror or error}") from None
+    async def step(
+        self, forward: float = 0.0, right: float = 0.0, turn: float = 0.0, pitch: float = 0.0,
+        look: tuple[float, float] = (0.0, 0.0),
+    ) -> Chunk:  # fmt: skip
+        """Steer, and wait for the first chunk that obeys."""
+        seq = await self.steer(forward, right, turn, pitch, look)
+        while (chunk := await self.chunk()).control_seq < seq:
+            pass
+        return chunk
 
+    def last_frame(self, chunk_index: int) -> int:
+        """Index in the stream of a chunk's last frame."""
+        return self.welcome.first_chunk_frames + chunk_index * self.welcome.chunk_frames - 1
 
-def _script(text: str) -> Any:
-    try:
-        return parse_script(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    # Below
 
+    async def _steer(self, kind: str, **fields: Any) -> int:
+        await self._turn()
+        self.seq += 1
+        await self._say(kind, seq=self.seq, **fields)
+        return self.seq
 
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds < 1e7:
-        raise argparse.ArgumentTypeError(f"{text} is not a time in seconds")
-    return seconds
+    async def _send(self, kind: str, **fields: Any) -> None:
+        await self._turn()
+        await self._say(kind, **fields)
 
+    async def _turn(self) -> None:
+        """Not more messages a second than the server takes; in real time the frames set the pace."""
+        while self.lockstep and not self._bucket.take(self.now_s()):
+            await asyncio.sleep(1 / MESSAGES_PER_S)
 
-def _size(text: str) -> tuple[float, float]:
-    width, _, height = text.partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise argparse.ArgumentTypeError(f"{text} is not a size such as 832x480")
-    return float(width), float(height)
+    async def _say(self, kind: str, **fields: Any) -> None:
+        with contextlib.suppress(ConnectionClosed):  # what the server said before it closed is still to be read
+            await self._socket.send(msgpack.packb({"type": kind, **fields}))
 
-
-class _PromptAt(argparse.Action):
-    """SECONDS TEXT, as often as wanted."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _: Any = None
-    ) -> None:
+    async def _hear(self) -> Packet | None:
+        """One message: a frame comes back, anything else is noted."""
         try:
-            prompt = (_seconds(values[0]), values[1])
-        except (ValueError, argparse.ArgumentTypeError):
-            parser.error(f"--prompt-at {values[0]}: not a time in seconds")
-        setattr(namespace, self.dest, [*getattr(namespace, self.dest), prompt])
+            async with asyncio.timeout(SILENCE_S):
+                message = read(await self._socket.recv())
+        except TimeoutError:
+            raise BotError(f"the server has said nothing for {SILENCE_S:.0f} seconds") from None
+        except ConnectionClosed as closed:
+            raise ended(closed) from None
+        try:
+            return self._note(message)
+        except (KeyError, ValueError, TypeError) as error:
+            raise BotError(f"a {message['type']} of the server is not one of version {VERSION}: {error!r}") from None
+
+    def _note(self, message: dict[str, Any]) -> Packet | None:
+        match message["type"]:
+            case "frame":
+                return Packet.read(message)
+            case "pong":
+                rtt_s = self.now_s() - message["t_ms"] / 1000
+                self.rtt_s = rtt_s if self.rtt_s is None else min(rtt_s, self.rtt_s)
+            case "stats":
+                self.skipped, self._clock.speed = int(message["skipped"]), float(message["speed"])
+            case "prompted":
+                self.prompted.append(int(message["chunk"]))
+            case "error":
+                self.errors.append(refused(message, fatal=LOST if self.lockstep else set()))
+                del self.errors[MAX_ERRORS:]
+        return None
+
+
+def greeting(**fields: Any) -> Hello:
+    """BotError if no server would take such a hello."""
+    hello = Hello(version=VERSION, **{"name": "bot"} | fields)
+    try:
+        decode_client(encode(hello), MAX_TRANSPORT_BYTES)
+    except ProtocolError as error:
+        raise BotError(f"this cannot be asked for ({error.code}): {error.message}", error.code) from None
+    return hello
+
+
+def _decoder(welcome: Welcome) -> Decoder:
+    if welcome.codec == "raw":
+        return RawDecoder(welcome.width, welcome.height)
+    from gameserver.playback import PacketDecoder  # a library that raw pictures need not load
+
+    return PacketDecoder(welcome.codec)

@@ -6,12 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from gameserver import bench, bot, replay, serve
+from gameserver import bench, bot_command, replay, serve
 from world.chunk import WorldError
 
 COMMANDS = {
     "serve": (serve, "serve a world to players"),
-    "bot": (bot, "play on a server, measure and save what comes"),
+    "bot": (bot_command, "play on a server, measure and save what comes"),
     "bench": (bench, "measure a world on this machine, without sockets"),
     "replay": (replay, "make recorded sessions again, and say whether they are equal to the bit"),
 }

@@ -2,7 +2,8 @@
 
 Each session has a quota a kind of letter, so no session can fill the box for another. Over it, by kind: steering takes
 in the newest one waiting (axes replace, looks add up); prompts, presence, slack and what has left replace it; poses,
-joins and the controls of sessions in lockstep are refused. A letter that takes another in goes to the end. Everything beside plain acceptance is counted.
+joins and the controls of sessions in lockstep are refused. A letter that takes another in goes to the end. Everything
+beside plain acceptance is counted.
 """
 
 from __future__ import annotations

@@ -1,41 +1,19 @@
-"""What a client without a screen does with frames: decode them, know when they were due, keep them in a file."""
+"""What a client without a screen does with frames: decode them, and keep them in a file."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import av
 from av.codec.context import Flags
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
+from gameserver.view import Packet
+
 BT601, LIMITED_RANGE = 6, 1  # as FFmpeg numbers them
-MARGIN_S = 0.03  # between a chunk's first frame and its being due, when the clock starts
-
-
-@dataclass(frozen=True, slots=True)
-class Packet:
-    """A frame message."""
-
-    packet: int
-    frame: int
-    chunk: int
-    key: bool
-    control_seq: int
-    pose: bytes
-    data: bytes
-
-    @classmethod
-    def read(cls, message: Mapping[str, Any]) -> Packet:
-        """KeyError, TypeError or ValueError if it is not one."""
-        packet, frame, chunk, control_seq = (int(message[name]) for name in ("packet", "frame", "chunk", "control_seq"))
-        pose, data = (memoryview(message[name]).tobytes() for name in ("pose", "data"))
-        return cls(packet, frame, chunk, bool(message["key"]), control_seq, pose, data)
 
 
 class PacketDecoder:
@@ -64,31 +42,6 @@ class PacketDecoder:
             self.errors += 1
             return None
         return pictures[0]
-
-
-class DueClock:
-    """When frames are due, by PROTOCOL.md: it starts at the second chunk, and a late one moves it."""
-
-    def __init__(self, fps: float) -> None:
-        self._interval_s = 1.0 / fps
-        self._chunk: int | None = None
-        self._chunks = 0
-        self._due: tuple[int, float] | None = None  # (frame, when)
-        self.speed = 1.0  # as the server last said
-
-    def slack_s(self, chunk: int, frame: int, now_s: float) -> float | None:
-        """How early a chunk's first frame came; None for the others and until the clock runs."""
-        if chunk == self._chunk:
-            return None
-        self._chunk = chunk
-        self._chunks += 1
-        if self._due is None:
-            if self._chunks == 2:
-                self._due = (frame, now_s + MARGIN_S)
-            return None
-        due_s = self._due[1] + (frame - self._due[0]) * self._interval_s / min(1.0, max(0.2, self.speed))
-        self._due = (frame, due_s if due_s >= now_s else now_s + MARGIN_S)
-        return due_s - now_s
 
 
 class Mp4Recording:

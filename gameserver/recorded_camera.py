@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gameserver.bot_plan import BotError
+from gameserver.bot_error import BotError
 
 
 def read_poses(path: Path) -> NDArray[np.float32]:

@@ -17,8 +17,9 @@ from pathlib import Path
 import av
 
 from gameserver.encoder import H264Encoder, default_bitrate_bps
-from gameserver.playback import Mp4Recording, Packet
+from gameserver.playback import Mp4Recording
 from gameserver.serve import world_loader
+from gameserver.view import Packet
 from sessions.recording import Recording, read
 from sessions.replay import Replayed, most_at_once
 from sessions.verify import Finding, verify

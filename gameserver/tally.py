@@ -6,7 +6,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-from gameserver.playback import Packet
+from gameserver.view import Packet
 
 MAX_PENDING = 4096  # controls no frame has answered
 MAX_SAMPLES = 100_000  # latencies kept, the newest

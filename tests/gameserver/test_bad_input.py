@@ -18,10 +18,11 @@ from websockets.exceptions import ConnectionClosed
 
 from gameserver.app import App, running
 from gameserver.backpressure import Limits
-from gameserver.bot import BotError, BotPlan, play
+from gameserver.bot import BotError
+from gameserver.bot_plan import BotPlan
 from gameserver.door import Settings
 from gameserver.encoder import VideoFrame, encode_still
-from gameserver.playback import Packet
+from gameserver.player import play
 from gameserver.protocol import (
     CLOSE_CODES,
     ERRORS,
@@ -31,6 +32,7 @@ from gameserver.protocol import (
     MAX_TRANSPORT_BYTES,
     MESSAGES_BURST,
 )
+from gameserver.view import Packet
 from gameserver.websocket import FRAMES_BURST
 from world.pattern import PatternWorld, read_pattern
 

@@ -19,12 +19,16 @@ import pytest
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
 
-from gameserver import bot
-from gameserver.bot import BotError, BotPlan, play
-from gameserver.playback import DueClock, Packet, PacketDecoder
+from gameserver import bot_command
+from gameserver.bot import BotError
+from gameserver.bot_plan import BotPlan
+from gameserver.due_clock import DueClock
+from gameserver.playback import PacketDecoder
+from gameserver.player import BotReport, OnFrame, play
 from gameserver.protocol import MAX_QUEUED_POSES, decode_client
 from gameserver.recorded_camera import read_intrinsics, read_poses, scale_intrinsics
 from gameserver.tally import Tally
+from gameserver.view import Packet
 
 WIDTH, HEIGHT, FPS, CHUNK = 64, 48, 100, 4
 WELCOME = {
@@ -78,7 +82,8 @@ class FakeServer:
             self.received.append(message)
             match message["type"]:
                 case "hello":
-                    await self.send(connection, WELCOME | {"codec": self.codec, "control": message["control"]})
+                    asked = message.get("control", "axes")
+                    await self.send(connection, WELCOME | {"codec": self.codec, "control": asked})
                 case "ping":
                     await self.send(connection, {"type": "pong", "t_ms": message["t_ms"]})
                 case "prompt":
@@ -128,8 +133,8 @@ async def serving(server: Any) -> AsyncIterator[str]:
         yield f"ws://127.0.0.1:{next(iter(door.sockets)).getsockname()[1]}"
 
 
-def session(server: Any, plan: BotPlan, on_frame: bot.OnFrame | None = None) -> bot.BotReport:
-    async def both() -> bot.BotReport:
+def session(server: Any, plan: BotPlan, on_frame: OnFrame | None = None) -> BotReport:
+    async def both() -> BotReport:
         async with serving(server) as url:
             return await play(url, plan, on_frame)
 
@@ -139,11 +144,11 @@ def session(server: Any, plan: BotPlan, on_frame: bot.OnFrame | None = None) -> 
 def command(server: Any, *arguments: str) -> int:
     """The bot command in a thread, against a server in this one."""
     parser = argparse.ArgumentParser()
-    bot.add_arguments(parser)
+    bot_command.add_arguments(parser)
 
     async def both() -> int:
         async with serving(server) as url:
-            return await asyncio.to_thread(bot.run, parser.parse_args([url, *arguments]))
+            return await asyncio.to_thread(bot_command.run, parser.parse_args([url, *arguments]))
 
     return asyncio.run(both())
 
@@ -416,7 +421,7 @@ def test_a_refusal_is_a_sentence_and_a_status(capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize("arguments", [("--seconds", "nan"), ("--script", "x-1"), ("--prompt-at", "soon", "snow")])
 def test_arguments_are_checked_before_anything_is_done(arguments: tuple[str, ...]) -> None:
     parser = argparse.ArgumentParser()
-    bot.add_arguments(parser)
+    bot_command.add_arguments(parser)
     with pytest.raises(SystemExit):
         parser.parse_args(["ws://127.0.0.1:1", *arguments])
 

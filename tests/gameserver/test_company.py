@@ -15,10 +15,11 @@ from conftest import RunningServer, get
 from numpy.typing import NDArray
 
 from gameserver.backpressure import Limits
-from gameserver.bot import BotPlan, BotReport, play
+from gameserver.bot_plan import BotPlan
 from gameserver.encoder import VideoFrame
-from gameserver.playback import Packet
+from gameserver.player import BotReport, play
 from gameserver.preparation import scene_intrinsics
+from gameserver.view import Packet
 from sessions.control import Control
 from sessions.tick import Finished, Game, RowMark
 from tests.tiny_checkpoints import Tiny, write

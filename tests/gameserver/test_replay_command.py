@@ -23,8 +23,9 @@ from conftest import RunningServer, get, playing, serve_pattern
 from gameserver import cli
 from gameserver import replay as command
 from gameserver.backpressure import Limits
-from gameserver.bot import BotPlan, play
+from gameserver.bot_plan import BotPlan
 from gameserver.journal import Keep
+from gameserver.player import play
 from sessions.recording import encode, read
 from sessions.records import Chunk, Record
 from tests.world.tiny_world import random_world, tiny_config

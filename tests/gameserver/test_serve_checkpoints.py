@@ -19,10 +19,11 @@ from safetensors.torch import load_file, save_file
 
 from gameserver import cli
 from gameserver.backpressure import Limits
-from gameserver.bot import BotPlan, BotReport, play
+from gameserver.bot_plan import BotPlan
 from gameserver.encoder import VideoFrame
-from gameserver.playback import Packet
+from gameserver.player import BotReport, play
 from gameserver.serve import world_loader
+from gameserver.view import Packet
 from tests.tiny_checkpoints import DIRECTORY, Tiny, write
 from world.motion import keyboard_poses, parse_script
 
