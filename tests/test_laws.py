@@ -159,6 +159,17 @@ def test_networks_hold_weights_and_nothing_else(path: Path) -> None:
                     pytest.fail(f"{owner.name} line {node.lineno} registers a buffer")
 
 
+def test_the_client_library_needs_the_protocol_and_nothing_of_the_server() -> None:
+    """No torch, no decoder before there is something to decode, no session: an agent's process stays its own."""
+    code = "import sys, gameserver.bot_sync, gameserver.policies\nprint(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert not loaded & {"torch", "av", "sessions", "gymnasium"}
+    client = ["bot", "bot_error", "bot_sync", "dial", "due_clock", "policies", "protocol", "view", "wire"]
+    ours = {name for name in loaded if name.split(".")[0] in PACKAGES and "." in name}
+    assert ours == {f"gameserver.{name}" for name in client} | {"world.motion"}
+
+
 FRESH = [("sessions", "torch av websockets asyncio"), ("gameserver.protocol", "torch av"), ("world.pattern", "torch")]
 
 

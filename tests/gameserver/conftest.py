@@ -46,13 +46,14 @@ async def serve_pattern(
     grace_s: float = 30.0,
     stats_s: float = 0.2,
     hello_s: float = 10.0,
+    patience_s: float = 60.0,
     limits: Limits | None = None,
     record: Keep | None = None,
 ) -> AsyncIterator[App]:
     served = world or PatternWorld(num_slots=players, on_step=on_step)
     settings = Settings(
         "127.0.0.1", 0, players, grace_s=grace_s, hello_s=hello_s, stats_s=stats_s, limits=limits or Limits(),
-        record=record,
+        record=record, patience_s=patience_s,
     )  # fmt: skip
     async with running(settings, load or (lambda report: served)) as app:
         if wait_ready:
