@@ -13,7 +13,6 @@ from websockets.exceptions import ConnectionClosed
 from gameserver.door import Door
 from gameserver.encoder import Codec, choose_codec
 from gameserver.lobby import Seat
-from gameserver.lockstep import Turns
 from gameserver.mailbox import Extend, Join, Presence, PromptChange, Slack, Steer
 from gameserver.notes import Frames, Refused
 from gameserver.outbox import Outbox
@@ -32,6 +31,7 @@ from gameserver.protocol import (
     Welcome,
     encode,
 )
+from gameserver.turns import Turns
 from gameserver.websocket import PlaySocket
 from gameserver.wire import Event, PoseBatch, ServerProtocol, State
 from sessions import control
