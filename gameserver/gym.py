@@ -212,7 +212,11 @@ class ManyworldsVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.float32], NDAr
         self, work: Sequence[Coroutine[Any, Any, Stepped]]
     ) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[Any], NDArray[Any], Info]:
         async def together() -> list[Stepped]:
-            return list(await asyncio.gather(*work))
+            outcomes = await asyncio.gather(*work, return_exceptions=True)  # nothing goes on behind a failure
+            for outcome in outcomes:
+                if isinstance(outcome, BaseException):
+                    raise outcome
+            return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
 
         done = self._thread.run(together())
         observations, rewards, terminated, truncated, infos = zip(*done, strict=True)
