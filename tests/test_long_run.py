@@ -1,0 +1,31 @@
+"""The crowd's script, small: it ends well where all is equal, and with what differs where something was changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from sessions.recording import encode, read
+from sessions.records import Chunk
+from tests import long_run
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_crowd_is_recorded_and_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = tmp_path / "kept"
+    code = long_run.main(["--bots", "6", "--chunks", "60", "--seed", "3", "--keep", str(kept)])
+    told = capsys.readouterr().out
+    assert code == 0 and told.endswith("every digest is equal\n"), told
+    recordings = {path: read(path.read_bytes()) for path in sorted(kept.glob("*.mwrec"))}
+    assert len(recordings) >= 6 and sum(len(each.chunks) for each in recordings.values()) >= 60
+    changed = next(path for path, each in recordings.items() if len(each.chunks) > 3)
+    records = list(recordings[changed].records)
+    at = next(i for i, record in enumerate(records) if isinstance(record, Chunk) and record.chunk == 2)
+    records[at] = msgspec.structs.replace(records[at], digest=bytes(16))
+    changed.write_bytes(b"".join(encode(record) for record in records))
+    (found,) = long_run.verify([changed], "pattern")
+    assert found.startswith(f"{changed.name}: differs, chunk 2")
+    assert long_run.verify(list(recordings), "pattern", "--together") == [found]
