@@ -23,7 +23,7 @@ from gameserver.preparation import scene_intrinsics
 from gameserver.serve import player_count, world_loader
 from sessions.control import Control
 from sessions.tick import Game, TickResult
-from world.chunk import Start, World
+from world.chunk import Start, World, WorldError
 
 BEHIND_S = 1000.0  # the game's clock jumps by this each tick, so that nobody waits for a deadline
 
@@ -56,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--players", type=_player_counts, default=(1, 2, 4, 8), help=counts)
     parser.add_argument("--chunks", type=player_count, default=8, help="measured for each (default: %(default)s)")
     parser.add_argument("--warmup", type=player_count, default=2, help="chunks before that (default: %(default)s)")
+    agents = "measure instead how fast so many gymnasium environments step, such as 1,4,16, on a server of their own"
+    parser.add_argument("--environments", type=_player_counts, metavar="COUNTS", help=agents)
     parser.add_argument("--json", action="store_true", help="only one line of JSON on stdout")
 
 
@@ -65,6 +67,8 @@ def _player_counts(text: str) -> tuple[int, ...]:
 
 def run(args: argparse.Namespace) -> int:
     """A table, or with --json one line."""
+    if args.environments:
+        return _run_environments(args)
     started_s = time.perf_counter()
     world = world_loader(args.world, max(args.players))(_report)
     world.prewarm(_report)
@@ -85,6 +89,29 @@ def run(args: argparse.Namespace) -> int:
             )
     if args.json:
         print(json.dumps({**about, "results": [asdict(result) for result in results]}))
+    return 0
+
+
+def _run_environments(args: argparse.Namespace) -> int:
+    try:
+        from gameserver.bench_environments import table
+    except ImportError:
+        raise WorldError("environments need gymnasium: install the extra gym") from None
+    about = {"world": args.world or "meadow", **machine()}
+    if not args.json:
+        print("\n".join(f"{key}: {value}" for key, value in about.items()))
+        print("environments   steps/s   frames/s   ms a step of all")
+    results = []
+    for result in table(args.world, args.environments, args.chunks, args.warmup):
+        results.append(asdict(result))
+        if not args.json:
+            print(
+                f"{result.environments:12} {result.steps_a_second:9.1f} {result.frames_a_second:10.1f}"
+                f" {result.ms_a_step:18.1f}",
+                flush=True,
+            )
+    if args.json:
+        print(json.dumps({**about, "results": results}))
     return 0
 
 
@@ -153,12 +180,14 @@ def describe(world: World, load_s: float) -> dict[str, object]:
         "fps_wanted": geometry.fps,
         "chunk_frames": geometry.video_frames(1),
         "dtype": str(getattr(world, "dtype", "unknown")).removeprefix("torch."),
-        "cpu": _cpu_model(),
-        "cores": _cores(),
+        **machine(),
         "torch": "not loaded" if torch is None else str(torch.__version__),
-        "commit": _commit(),
         "load_seconds": round(load_s, 2),
     }
+
+
+def machine() -> dict[str, object]:
+    return {"cpu": _cpu_model(), "cores": _cores(), "commit": _commit()}
 
 
 def _start(world: World, player: int) -> Start:

@@ -76,6 +76,13 @@ class Episodes:
         if session is not None:
             await session.__aexit__(None, None, None)
 
+    @property
+    def chunk_frames(self) -> int:
+        """Video frames in a chunk after the first."""
+        if self._bot is None:
+            raise gymnasium.error.ResetNeeded("what a step is shows after reset")
+        return self._bot.welcome.chunk_frames
+
     def _see(self, chunk: Chunk) -> NDArray[np.uint8]:
         self.frame = chunk.views[-1].rgb
         return self.frame.copy()
@@ -196,6 +203,11 @@ class ManyworldsVectorEnv(VectorEnv[NDArray[np.uint8], NDArray[np.float32], NDAr
 
         self._thread.run(end())
         self._thread.close()
+
+    @property
+    def chunk_frames(self) -> int:
+        """Video frames in a step."""
+        return self._episodes[0].chunk_frames
 
     async def _begin(self, i: int, seed: int | None, options: Info) -> Stepped:
         world = _drawn(self._chances[i]) if seed is None else seed

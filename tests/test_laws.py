@@ -23,7 +23,7 @@ NUMPY_ONLY = {"world.chunk", "world.motion", "world.pattern"}  # what sessions m
 OF_WORLD_FOR_SERVER = NUMPY_ONLY | {"world.loader"}
 CLOCK_READERS = ("gameserver/engine.py", "gameserver/connection.py", "gameserver/app.py")
 OWN_CLOCK = (
-    "gameserver/bench.py",
+    "gameserver/bench",
     "gameserver/cli.py",
     "world/meadow/train",
 )  # programs, not parts

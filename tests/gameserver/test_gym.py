@@ -4,6 +4,7 @@ they are stepped alone, one after another or all at once."""
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import subprocess
 import sys
@@ -19,6 +20,8 @@ gymnasium = pytest.importorskip("gymnasium", reason="the extra `gym` is not inst
 from gymnasium.utils.env_checker import check_env  # noqa: E402
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv  # noqa: E402
 
+from gameserver import cli  # noqa: E402
+from gameserver.bench_environments import Stepped, measure  # noqa: E402
 from gameserver.bot import BotError  # noqa: E402
 from gameserver.gym import ManyworldsEnv, ManyworldsVectorEnv  # noqa: E402
 
@@ -154,6 +157,19 @@ def test_some_can_be_reset_while_the_others_stay(url: str) -> None:
     with pytest.raises(ValueError, match="2 seeds"):
         envs.reset(seed=[1, 2])
     envs.close()
+
+
+def test_the_bench_counts_steps_by_its_clock(url: str) -> None:
+    ticks = iter([10.0, 14.0])
+    assert measure(url, 2, 6, 1, lambda: next(ticks)) == Stepped(2, 3.0, 12.0, 4000 / 6)
+
+
+def test_the_bench_serves_a_world_and_prints_a_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--world", "pattern", "--environments", "1,2", "--chunks", "3", "--warmup", "1", "--json"]
+    assert cli.main(["bench", *options]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [result["environments"] for result in told["results"]] == [1, 2] and told["world"] == "pattern"
+    assert all(result["steps_a_second"] > 0 for result in told["results"]) and told["commit"] and told["cpu"]
 
 
 def test_controls_of_all_go_out_before_anybody_waits(running_server: Any) -> None:

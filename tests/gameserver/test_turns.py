@@ -4,6 +4,7 @@ is left out, and they are the world's own."""
 from __future__ import annotations
 
 import asyncio
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,17 @@ from numpy.typing import NDArray
 from gameserver import bot, bot_sync
 from gameserver.app import App
 from gameserver.backpressure import Limits
-from gameserver.bot import Bot, BotError, connect
+from gameserver.bot import Bot, BotError, Packet, View, connect
+from gameserver.bot_plan import BotPlan
 from gameserver.journal import Keep
 from gameserver.notes import Frames
 from gameserver.outbox import CHUNKS_WAITING, Outbox
+from gameserver.player import play
+from gameserver.policies import random_walk
 from gameserver.rgb import to_rgb
 from sessions.recording import read
 from world.chunk import Geometry, Picture
-from world.motion import keyboard_poses
+from world.motion import keyboard_poses, parse_script
 from world.pattern import PatternWorld
 
 IMPATIENT = Limits(late_s=0.0, first_round_trip_s=0.0, stall_s=0.2)  # any live client would be skipped and thrown out
@@ -262,5 +266,75 @@ def test_steering_that_was_dropped_ends_a_bot_in_lockstep(running_server: Runnin
                     await one.follow(2 * np.eye(4, dtype=np.float32)[None])
                     await one.chunk()
             assert caught.value.code == "bad_pose"
+
+    asyncio.run(scene())
+
+
+def test_a_plan_in_lockstep_is_played_as_it_is_written(running_server: RunningServer) -> None:
+    """Scripts, policies, poses and prompts by the clock of the stream; and the same again."""
+    poses = keyboard_poses("w-5,wl-6")  # 12: filled up to 13
+    plans = {
+        "script": BotPlan(script=parse_script("w-8,wl-4"), prompts=((0.5, "fog"),), seed=3, lockstep=True),
+        "policy": BotPlan(policy=list(islice(random_walk(7), 40)), seconds=3.0, seed=3, lockstep=True, codecs=("raw",)),
+        "poses": BotPlan(poses=poses, seed=3, lockstep=True, codecs=("raw",)),
+    }
+
+    async def watch(url: str, plan: BotPlan) -> tuple[Any, list[Packet]]:
+        seen: list[Packet] = []
+        return await play(url, plan, lambda packet, picture: seen.append(packet)), seen
+
+    async def scene() -> None:
+        async with running_server(players=2, limits=IMPATIENT) as app:
+            for name, plan in plans.items():
+                (report, seen), (_, again) = [await watch(app.play_url, plan) for _ in range(2)]
+                assert [(p.pose, p.control_seq) for p in seen] == [(p.pose, p.control_seq) for p in again]
+                assert [p.frame for p in seen] == list(range(len(seen))) and report.decode_errors == report.skipped == 0
+                shown = np.stack([np.frombuffer(p.pose, "<f4").reshape(4, 4) for p in seen])
+                if name == "script":
+                    assert np.allclose(shown[:13], keyboard_poses("w-8,wl-4"), atol=1e-5) and len(seen) == 21
+                    assert report.prompted == [3], "frame 8 is the first that half a second has gone by at"
+                elif name == "policy":
+                    assert 3.0 * 16 <= len(seen) < 3.0 * 16 + 4
+                else:
+                    assert np.array_equal(shown, np.concatenate([poses, poses[-1:]]))
+
+    asyncio.run(scene())
+
+
+def test_in_real_time_both_faces_see_frames_and_chunks(running_server: RunningServer) -> None:
+    def watch(url: str) -> list[int]:
+        with bot_sync.connect(url, seed=1) as one:
+            one.steer(forward=1.0)
+            frames = [view.packet.frame for view in islice(one, 5)]
+            return frames + [view.packet.frame for chunk in islice(one.chunks(), 2) for view in chunk.views]
+
+    async def scene() -> None:
+        async with running_server(players=1, limits=Limits(late_s=30.0, stall_s=60.0)) as app:
+            assert await asyncio.to_thread(watch, app.play_url) == list(range(13))
+            async with connect(app.play_url, seed=1) as one:  # and the seat was free at once
+                assert one.welcome.codec == "h264" and (await one.view()).rgb.shape == (128, 224, 3)
+                seq = await one.steer(turn=1.0)
+                async for chunk in one.chunks():
+                    if chunk.control_seq == seq:
+                        break
+                assert chunk.frames.shape == (4, 128, 224, 3) and chunk.pose[0, 2] > 0
+
+    asyncio.run(scene())
+
+
+def test_a_chunk_whose_last_frame_was_skipped_ends_where_the_next_begins(running_server: RunningServer) -> None:
+    class Gaps(Bot):
+        async def view(self) -> View:
+            while (view := await super().view()).packet.frame in (4, 7):
+                pass
+            return view
+
+    async def scene() -> None:
+        async with running_server(players=1, limits=IMPATIENT) as app, enter(app, "a") as one:
+            one.__class__ = Gaps
+            for _ in range(3):
+                await one.steer(1.0)
+            frames = [[view.packet.frame for view in (await one.chunk()).views] for _ in range(4)]
+            assert frames == [[0], [1, 2, 3], [5, 6, 8], [9, 10, 11, 12]]
 
     asyncio.run(scene())
