@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gameserver.mailbox import QUOTA, Extend, Join, Leave, Mailbox, Presence, PromptChange, Slack, Steer
+from gameserver.mailbox import QUOTA, Extend, Join, Leave, Left, Mailbox, Presence, PromptChange, Slack, Steer, Step
 from sessions.control import Control
 from world.chunk import Prompt, Start
 
@@ -45,6 +45,14 @@ def test_a_flood_leaves_the_others_alone() -> None:
         box.put(steer("flood", i + 1))
     assert box.put(steer("calm", 1, 3.0))
     assert box.take(0)[-1] == steer("calm", 1, 3.0)
+
+
+def test_steering_in_lockstep_is_refused_rather_than_taken_in_by_another() -> None:
+    box = Mailbox(8)
+    steps = [Step("a", steer("a", seq).control) for seq in range(1, QUOTA[Step] + 2)]
+    assert [box.put(step) for step in steps] == [True] * QUOTA[Step] + [False]
+    assert box.put(Left("a", 1)) and box.put(Left("a", 2))
+    assert box.take(0) == [*steps[:-1], Left("a", 2)] and box.refused["Step"] == 1
 
 
 def test_the_newest_prompt_presence_and_slack_win() -> None:

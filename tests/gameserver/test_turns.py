@@ -153,6 +153,7 @@ def test_a_client_that_steers_before_it_reads_loses_nothing(
             running_server(world, limits=IMPATIENT, stats_s=0.02) as app,
             playing(app, lockstep=True, codecs=["raw"]) as player,
         ):
+            await player.say("ack", packet=0, hidden=True)  # a page that says so gets a frame a second
             for _ in range(12):
                 await player.steer(1.0, 0.0, 0.0, 0.0)
             await player.hear_frames(1 + 4 * 12)
