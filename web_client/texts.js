@@ -78,6 +78,11 @@ export const ERRORS = {
   bad_prompt: { toast: 'The world did not understand these words.' },
   bad_pose: { toast: 'The server did not accept a camera pose.' },
   pose_queue_full: { toast: 'More camera poses are waiting than the server holds.' },
+  control_queue_full: { toast: 'More controls are waiting than the server holds.' },
+  idle: {
+    ...again, title: 'Nobody steered', text: 'This world waited for its agent for a long time, and then let go.',
+    operator: 'In lockstep nothing was steered for ten minutes.',
+  },
   replaced: { state: 'replaced' },
   slow_client: {
     ...again, title: 'Your network fell behind', text: 'Pictures were not arriving any more, so the server let go.',
