@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -11,14 +13,16 @@ from sessions.recording import encode, read
 from sessions.records import Chunk
 from tests import long_run
 
+ROOT = Path(__file__).parents[1]
+
 pytestmark = pytest.mark.slow
 
 
-def test_a_crowd_is_recorded_and_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_crowd_is_recorded_and_made_again(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
-    code = long_run.main(["--bots", "6", "--chunks", "60", "--seed", "3", "--keep", str(kept)])
-    told = capsys.readouterr().out
-    assert code == 0 and told.endswith("every digest is equal\n"), told
+    options = ["--bots", "6", "--chunks", "60", "--seed", "3", "--keep", str(kept)]
+    done = subprocess.run([sys.executable, "-m", "tests.long_run", *options], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.endswith("every digest is equal\n"), done.stdout + done.stderr
     recordings = {path: read(path.read_bytes()) for path in sorted(kept.glob("*.mwrec"))}
     assert len(recordings) >= 6 and sum(len(each.chunks) for each in recordings.values()) >= 60
     changed = next(path for path, each in recordings.items() if len(each.chunks) > 3)
