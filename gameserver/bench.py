@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from gameserver.preparation import scene_intrinsics
+from gameserver.progress import report
 from gameserver.serve import player_count, world_loader
 from sessions.control import Control
 from sessions.tick import Game, TickResult
@@ -66,8 +67,8 @@ def _player_counts(text: str) -> tuple[int, ...]:
 def run(args: argparse.Namespace) -> int:
     """A table, or with --json one line."""
     started_s = time.perf_counter()
-    world = world_loader(args.world, max(args.players))(_report)
-    world.prewarm(_report)
+    world = world_loader(args.world, max(args.players))(report)
+    world.prewarm(report)
     about = describe(world, time.perf_counter() - started_s)
     if not args.json:
         print("\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in about.items()))
@@ -165,11 +166,6 @@ def _start(world: World, player: int) -> Start:
     scene = world.scenes[player % len(world.scenes)]
     prompt, image = world.encode_prompt(scene.prompt), world.prepare_image(scene.image)
     return Start(player, prompt, image, np.array(scene_intrinsics(scene, world.geometry), np.float32), scene.scale)
-
-
-def _report(stage: str, share: float) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{stage} {share:4.0%}" + ("\r\x1b[K" if share >= 1 else ""), end="", file=sys.stderr, flush=True)
 
 
 def _cpu_model() -> str:

@@ -14,18 +14,15 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import av
-
-from gameserver.encoder import H264Encoder, default_bitrate_bps
-from gameserver.playback import Mp4Recording, Packet
+from gameserver.progress import report
 from gameserver.serve import world_loader
+from gameserver.video_file import VideoFile
 from sessions.recording import Recording, read
 from sessions.replay import Replayed, most_at_once
 from sessions.verify import Finding, verify
 from world.chunk import Geometry, Identity, World, WorldError
 
 BUILT_IN = ("meadow", "pattern")  # worlds that a name alone finds
-VIDEO_QUALITY = 4  # bits for a pixel of --video, in those of a stream that is served
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     shown = [film for film in films if film is not None]
     if shown:
         world = _load(args, [film.recording for film in shown])
-        identity = world.identify(_report)
+        identity = world.identify(report)
         for group in [shown] if args.together else [[film] for film in shown]:
             findings = _play(world, identity, group, args)
             results += [(film.path, film.recording, finding) for film, finding in zip(group, findings, strict=True)]
@@ -111,55 +108,32 @@ def _load(args: argparse.Namespace, recordings: Sequence[Recording]) -> World:
     if args.world is None and (len(names) > 1 or names[0] not in BUILT_IN):
         raise WorldError(f"these are recordings of {' and '.join(names)}: say with --world where that is")
     num_slots = max(1, most_at_once(recordings)) if args.together else 1
-    return world_loader(args.world or names[0], num_slots)(_report)
+    return world_loader(args.world or names[0], num_slots)(report)
 
 
 def _play(world: World, identity: Identity, films: Sequence[_Film], args: argparse.Namespace) -> list[Finding]:
     num_chunks = [film.chunks(world.geometry) for film in films]
     done = 0
     with ExitStack() as stack:
-        video = None if args.video is None else stack.enter_context(_Video(args.video, world.geometry, films[0]))
+        video = None if args.video is None else stack.enter_context(VideoFile(args.video, world.geometry))
 
         def see(replayed: Replayed) -> None:
             nonlocal done
             done += 1
             _tell(done, sum(num_chunks))
             if video is not None:
-                video.add(replayed)
+                _show(replayed, films[0], video, world.geometry)
 
         recordings = [film.recording for film in films]
         return verify(world, identity, recordings, num_chunks, see, compare=args.verify)
 
 
-class _Video:
-    """What the player saw, from the film's first frame on."""
-
-    def __init__(self, path: Path, geometry: Geometry, film: _Film) -> None:
-        self._geometry = geometry
-        self._film = film
-        self._encoder = H264Encoder(geometry, VIDEO_QUALITY * default_bitrate_bps(geometry))
-        self._file = Mp4Recording(path, "h264", geometry.fps)
-        self._path = path
-        self._packets = 0
-
-    def __enter__(self) -> _Video:
-        return self
-
-    def __exit__(self, *fault: object) -> None:
-        try:
-            self._file.close()
-        except (OSError, av.FFmpegError) as error:
-            raise WorldError(f"{self._path} cannot be written ({error})") from None
-
-    def add(self, replayed: Replayed) -> None:
-        first = self._geometry.first_video_frame(replayed.chunk.chunk)
-        for frame, picture in enumerate(replayed.picture.frames, first):
-            if frame < self._film.begin_frame or (self._film.end_frame is not None and frame >= self._film.end_frame):
-                continue
-            encoded = self._encoder.encode(picture, key=self._packets == 0)
-            packet = Packet(self._packets, frame, replayed.chunk.chunk, encoded.key, 0, b"", encoded.data)
-            self._file.add(packet)
-            self._packets += 1
+def _show(replayed: Replayed, film: _Film, video: VideoFile, geometry: Geometry) -> None:
+    """What the player saw, as far as it is shown."""
+    index = replayed.chunk.chunk
+    for frame, picture in enumerate(replayed.picture.frames, geometry.first_video_frame(index)):
+        if frame >= film.begin_frame and (film.end_frame is None or frame < film.end_frame):
+            video.add(frame, index, picture)
 
 
 def _code(findings: Sequence[Finding], compared: bool) -> int:
@@ -203,8 +177,3 @@ def _tell(done: int, total: int) -> None:
         )
     elif done * 10 // total != (done - 1) * 10 // total:
         print(f"{done} of {total} chunks", file=sys.stderr, flush=True)
-
-
-def _report(stage: str, share: float) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{stage} {share:4.0%}" + ("\r\x1b[K" if share >= 1 else ""), end="", file=sys.stderr, flush=True)
