@@ -14,10 +14,12 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from gameserver import overlay
 from gameserver.progress import report
 from gameserver.serve import world_loader
 from gameserver.video_file import VideoFile
 from sessions.recording import Recording, read
+from sessions.records import floats
 from sessions.replay import Replayed, most_at_once
 from sessions.verify import Finding, verify
 from world.chunk import Geometry, Identity, World, WorldError
@@ -47,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verify", action="store_true", help="compare every chunk with its digest")
     parser.add_argument("--together", action="store_true", help="all in one batch, in the company they had")
     parser.add_argument("--video", type=Path, metavar="OUT.mp4", help="write what the player saw (one FILE)")
+    parser.add_argument("--overlay", action="store_true", help="draw held keys and the camera's pose onto the video")
     parser.add_argument("--from", dest="from_s", type=seconds, default=0.0, metavar="S", help="where the video begins")
     parser.add_argument("--to", dest="to_s", type=seconds, metavar="S", help="where to stop, in seconds of the stream")
     parser.add_argument("--world", help="a checkpoint's directory; worlds that come with the server need none")
@@ -64,6 +67,9 @@ def run(args: argparse.Namespace) -> int:
     """A line for each recording, or with --json one for all."""
     if args.video is not None and len(args.files) > 1:
         print("gameserver: --video shows one recording", file=sys.stderr)
+        return 2
+    if args.overlay and args.video is None:
+        print("gameserver: --overlay is drawn onto a --video", file=sys.stderr)
         return 2
     if args.video is not None and not args.video.parent.is_dir():
         raise WorldError(f"{args.video.parent} is not a directory to write a video in")
@@ -122,18 +128,26 @@ def _play(world: World, identity: Identity, films: Sequence[_Film], args: argpar
             done += 1
             _tell(done, sum(num_chunks))
             if video is not None:
-                _show(replayed, films[0], video, world.geometry)
+                _show(replayed, films[0], video, world.geometry, args.overlay)
 
         recordings = [film.recording for film in films]
         return verify(world, identity, recordings, num_chunks, see, compare=args.verify)
 
 
-def _show(replayed: Replayed, film: _Film, video: VideoFile, geometry: Geometry) -> None:
+def _show(replayed: Replayed, film: _Film, video: VideoFile, geometry: Geometry, drawn_over: bool) -> None:
     """What the player saw, as far as it is shown."""
-    index = replayed.chunk.chunk
-    for frame, picture in enumerate(replayed.picture.frames, geometry.first_video_frame(index)):
+    chunk, header = replayed.chunk, film.recording.header
+    assert header is not None
+    frames = list(replayed.picture.frames)
+    if drawn_over:
+        held = None if header.control == "poses" else overlay.held_axes(chunk, geometry.fps)
+        frames = [
+            overlay.draw(picture, None if held is None else held[i], pose)
+            for i, (picture, pose) in enumerate(zip(frames, floats(chunk.poses).reshape(-1, 4, 4), strict=True))
+        ]
+    for frame, picture in enumerate(frames, geometry.first_video_frame(chunk.chunk)):
         if frame >= film.begin_frame and (film.end_frame is None or frame < film.end_frame):
-            video.add(frame, index, picture)
+            video.add(frame, chunk.chunk, picture)
 
 
 def _code(findings: Sequence[Finding], compared: bool) -> int:

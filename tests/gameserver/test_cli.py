@@ -122,7 +122,7 @@ def test_help_names_every_option(command: str, capsys: pytest.CaptureFixture[str
         "": "serve bot bench replay clip",
         "serve": "--host --port --world --players --record-dir --no-record",
         "bot": "--seconds --script --save",
-        "replay": "--verify --together --video --from --to --world --json",
+        "replay": "--verify --together --video --overlay --from --to --world --json",
         "clip": "--out --jobs --prompt --image --poses --script --seconds --world --slots --json",
     }
     assert all(option in told for option in options.get(command, "--world --players --json").split())

@@ -239,6 +239,13 @@ def test_a_video_shows_what_the_player_saw(recorded: list[Path], replay: Replay,
             pictures = list(video.decode(video=0))
         assert len(pictures) == count and (pictures[0].width, pictures[0].height) == (96, 64)
         assert float(pictures[1].time - pictures[0].time) == pytest.approx(1 / FPS)  # type: ignore[operator]
+    code, told = replay(recorded[2], "--video", out, "--overlay")
+    with av.open(str(out)) as video:
+        drawn = [picture.to_ndarray(format="gray") for picture in video.decode(video=0)]
+    assert code == 0 and len(drawn) == frames
+    j_key, l_key = (slice(64 - 15, 64 - 3), slice(58, 68)), (slice(64 - 15, 64 - 3), slice(86, 95))
+    assert drawn[8][l_key].mean() > 180 > drawn[8][j_key].mean(), "it turns right"
+    assert replay(recorded[2], "--overlay")[0] == 2
     code, told = replay(recorded[2], "--verify", "--to", "0.5")
     assert code == 0 and "5 chunks" in told
     assert replay(*recorded, "--video", out)[0] == 2
