@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -27,6 +28,8 @@ from gameserver.protocol import (
     Pong,
     ProtocolError,
     SetPrompt,
+    Share,
+    Shared,
     WantKeyframe,
     Welcome,
     encode,
@@ -48,6 +51,7 @@ class Connection:
         self.door = door
         self.protocol = ServerProtocol()
         self.seat: Seat | None = None
+        self.watched: Seat | None = None  # somebody else's
         self._loop = asyncio.get_running_loop()
         self._opened_s = self._loop.time()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -69,6 +73,8 @@ class Connection:
                 task.cancel()
             self.protocol.close()
             self._leave_seat()
+            if self.watched is not None:
+                self.watched.audience.leave(self._outbox)
 
     # What the door calls. None of these blocks.
 
@@ -113,6 +119,10 @@ class Connection:
             case Bye():
                 if seat is not None:
                     self.door.release(seat)
+            case Ack() if self.watched is not None:
+                self._outbox.acked(event)
+            case WantKeyframe() if self.watched is not None:
+                self._outbox.lost_track()
             case _ if seat is None:  # lost to another connection while messages were on their way
                 pass
             case Control():
@@ -127,6 +137,8 @@ class Connection:
                     self._spawn(self._change_prompt)
             case WantKeyframe():
                 self._outbox.key_wanted = True
+            case Share():
+                self._outbox.reply(Shared(code=self._share(seat, event.on)))
             case Ack():
                 chunk_index = self._outbox.acked(event)
                 if event.slack_ms is not None and chunk_index is not None:
@@ -138,13 +150,43 @@ class Connection:
         """From hello to welcome: the seat of the token, or a new one."""
         door = self.door
         door.check_open()
+        if hello.watch is not None:
+            self._watch_session(hello.watch, hello)
+            return
         seat = door.lobby.by_token(hello.token)
         resumed = seat is not None
         seat = await self._join(hello) if seat is None else self._resume(seat, hello)
         codec = choose_codec(hello.codecs)
         self.protocol.welcomed()
         self._outbox.reply(self._welcome(seat, resumed, codec))
+        seat.audience.follow(self._outbox, codec)
+        self._outbox.audience = seat.audience
         self._outbox.open(codec, door.world.geometry, door.settings.limits)
+
+    def _watch_session(self, code: str, hello: Hello) -> None:
+        """ProtocolError `not_shared`, `other_codec`, `full`."""
+        door, seat = self.door, self.door.lobby.by_code(code)
+        if seat is None or seat.audience.codec is None:
+            raise ProtocolError("not_shared", "no session can be watched by this code")
+        codec = seat.audience.codec
+        if codec not in hello.codecs:
+            raise ProtocolError("other_codec", f"this session is sent as {codec}")
+        seat.audience.join(self._outbox, self.end_soon)
+        self.watched = seat
+        door.counts.watching += 1
+        self.protocol.welcomed()
+        self._outbox.reply(self._welcome(seat, False, codec))
+        self._outbox.watch(door.world.geometry, door.settings.limits)
+
+    def _share(self, seat: Seat, on: bool) -> str:
+        """The code to watch by, the same until sharing is turned off."""
+        audience = seat.audience
+        if not on:
+            audience.code = ""
+            audience.end(ProtocolError("not_shared", "the player does not share this session any more"))
+        elif not audience.code:
+            audience.code = secrets.token_urlsafe(9)
+        return audience.code
 
     def _resume(self, seat: Seat, hello: Hello) -> Seat:
         if hello.control != seat.control:
@@ -200,11 +242,12 @@ class Connection:
         world, lobby = self.door.world, self.door.lobby
         geometry = world.geometry
         return Welcome(
-            version=VERSION, session=seat.session_id, token=seat.token, resumed=resumed,
+            version=VERSION, session=seat.session_id, token="" if self.watched else seat.token, resumed=resumed,
             world=world.name, scene=seat.scene_id, prompt=seat.prompt, seed=seat.seed,
             width=geometry.width, height=geometry.height, fps=geometry.fps,
             chunk_frames=geometry.video_frames(1), first_chunk_frames=geometry.video_frames(0),
             codec=codec, control=seat.control, players=len(lobby), capacity=lobby.capacity,
+            watching=self.watched is not None,
         )  # fmt: skip
 
     async def _change_prompt(self) -> None:

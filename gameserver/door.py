@@ -100,6 +100,7 @@ class Door:
         self.occupied(seat)
         if not seat.joined.cancel() and not seat.joined.cancelled():
             seat.joined.exception()  # nobody may be left to look at it
+        seat.audience.end(ProtocolError("not_shared", "the session that was watched is over"))
         if self.lobby.remove(seat):
             self.mailbox.put(Leave(seat.session_id))
 
@@ -119,6 +120,7 @@ class Door:
 
     def _end_all(self, error: ProtocolError) -> None:
         for seat in self.lobby.seats:
+            seat.audience.end(error)
             if seat.occupant is not None:
                 seat.occupant.end_soon(error)
             elif not seat.joined.done():

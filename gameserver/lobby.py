@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+import secrets
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from gameserver.audience import Audience
 from gameserver.notes import Frames, Refused
 from gameserver.protocol import ProtocolError
 from sessions.trajectory import ControlKind
@@ -33,6 +35,7 @@ class Seat:
     occupant: Occupant | None
     expiry: asyncio.TimerHandle | None = None  # runs while nobody occupies it
     own_prompt: str = ""  # of the place it started from, which an empty prompt brings back
+    audience: Audience = field(default_factory=Audience)
 
 
 class Lobby:
@@ -55,6 +58,13 @@ class Lobby:
         """The seat a token continues; only one the game has taken in."""
         seat = self._tokens.get(token) if token else None
         return seat if seat is not None and seat.joined.done() else None
+
+    def by_code(self, code: str) -> Seat | None:
+        """The seat that is shared by this code."""
+        wanted = code.encode()
+        return next(
+            (seat for seat in self._seats.values() if secrets.compare_digest(seat.audience.code.encode(), wanted)), None
+        )
 
     def add(self, seat: Seat) -> None:
         """ProtocolError `full` if there is no seat left."""

@@ -1,7 +1,8 @@
 """What leaves on one connection: replies, and chunks encoded frame by frame as far as the client keeps up.
 
 Both queues are bounded and lose their oldest entry, counted: replies are answers nobody waits for any more, chunks are
-frames skipped before they were encoded.
+frames skipped before they were encoded. A spectator's gets packets instead, which the player's has encoded: one that is
+late or lets too many wait loses all up to the next key frame, counted.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import asyncio
 from collections import deque
 from concurrent.futures import Executor
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from websockets.asyncio.server import ServerConnection
 
+from gameserver.audience import Audience
 from gameserver.backpressure import Backpressure, Limits
 from gameserver.counts import Counts
-from gameserver.encoder import ENCODERS, Codec, Encoded, Encoder
+from gameserver.encoder import ENCODERS, Codec, Encoded, Encoder, default_bitrate_bps
 from gameserver.notes import Frames
 from gameserver.pace import Pace
 from gameserver.protocol import Ack, Frame, Message, Prompted, encode
@@ -24,6 +27,7 @@ from world.chunk import Geometry
 
 CHUNKS_WAITING = 2
 REPLIES_WAITING = 64
+PACKETS_WAITING = 64
 
 
 class Outbox:
@@ -33,6 +37,7 @@ class Outbox:
         self.key_wanted = True
         self.pace = Pace(socket.loop.time())
         self.backpressure: Backpressure | None = None  # once open
+        self.audience: Audience | None = None  # who watches what leaves here
         self._socket = socket
         self._pool = pool
         self._counts = counts
@@ -41,7 +46,9 @@ class Outbox:
         self._replies: deque[Message] = deque()
         self._chunks: deque[Frames] = deque()
         self._prompted: Prompted | None = None  # to be said before the next frames
-        self._encoder: Encoder | None = None
+        self._encoder: Encoder | None = None  # none for a spectator
+        self._relayed: deque[Frame] = deque()
+        self._awaits_key = True  # relayed packets are of no use until one comes
         self._packet = 0
         self._firsts: deque[tuple[int, int]] = deque(maxlen=64)  # (packet, chunk index) of each chunk's first packet
 
@@ -50,6 +57,44 @@ class Outbox:
         self._encoder = ENCODERS[codec](geometry)
         self.backpressure = Backpressure(self._encoder.ceiling_bps, geometry.fps, limits)
         self._wake.set()
+
+    def watch(self, geometry: Geometry, limits: Limits) -> None:
+        """Packets may be relayed from now on."""
+        self.backpressure = Backpressure(default_bitrate_bps(geometry), geometry.fps, limits)
+
+    def relay(self, frame: Frame) -> None:
+        """A packet of somebody else's encoder."""
+        if self.backpressure is None:
+            return
+        missed = 0
+        if len(self._relayed) >= PACKETS_WAITING:
+            missed, self._awaits_key = len(self._relayed), True
+            self._relayed.clear()
+        if self._awaits_key and not frame.key:
+            missed += 1
+        elif not self.backpressure.admits(self._clock()):  # which counts it
+            self._awaits_key = True
+            self._counts.packets_unrelayed += 1
+        else:
+            self._awaits_key = False
+            self._relayed.append(frame)
+            self._wake.set()
+        self._counts.packets_unrelayed += missed
+        if self._packet:  # before the first one nothing is missed
+            self.backpressure.skip(missed)
+
+    @property
+    def needs_key(self) -> bool:
+        """It could go on from a key frame: one that is still behind waits for others to ask."""
+        return self._awaits_key and self.backpressure is not None and self.backpressure.unacked_packets == 0
+
+    def lost_track(self) -> None:
+        """A spectator's decoder failed."""
+        self._awaits_key = True
+
+    def heard(self, frames: Frames, fps: int) -> None:
+        """A chunk whose packets will come."""
+        self.pace.chunk(frames, fps)
 
     def reply(self, message: Message) -> None:
         self._replies.append(message)
@@ -60,7 +105,9 @@ class Outbox:
 
     def put(self, frames: Frames, fps: int) -> None:
         chunk = frames.chunk
-        self.pace.chunk(frames, fps)
+        self.heard(frames, fps)
+        if self.audience is not None:
+            self.audience.heard(frames, fps)
         if chunk.prompt is not None:
             self._prompted = Prompted(text=chunk.prompt.text, chunk=chunk.chunk_index)
         self._chunks.append(frames)
@@ -71,7 +118,8 @@ class Outbox:
     def acked(self, ack: Ack) -> int | None:
         """The chunk that the ack's slack, if it has one, is about."""
         if self.backpressure is not None:
-            self.backpressure.acked(ack.packet, self._clock(), hidden=ack.hidden)
+            hidden = ack.hidden and self._encoder is not None  # a spectator cannot do with fewer
+            self.backpressure.acked(ack.packet, self._clock(), hidden=hidden)
         chunk_index: int | None = None
         while ack.slack_ms is not None and self._firsts and self._firsts[0][0] <= ack.packet:
             chunk_index = self._firsts.popleft()[1]
@@ -86,6 +134,17 @@ class Outbox:
             while self._chunks and self._encoder is not None and self.backpressure is not None:
                 await self._write_chunk(self._chunks.popleft(), self._encoder, self.backpressure)
                 await self._write_replies()
+            while self._relayed and self.backpressure is not None:
+                await self._write_relayed(self._relayed.popleft(), self.backpressure)
+                await self._write_replies()
+
+    async def _write_relayed(self, frame: Frame, backpressure: Backpressure) -> None:
+        backpressure.sent(self._packet, frame.frame, self._clock())
+        message = msgspec.structs.replace(frame, packet=self._packet)  # it counts this connection's
+        self._packet += 1
+        self.pace.sent_frame()
+        self._counts.packets_relayed += 1
+        await self._send(message)
 
     async def _write_replies(self) -> None:
         while self._replies:
@@ -95,6 +154,8 @@ class Outbox:
         chunk = frames.chunk
         if self._prompted is not None:
             self.reply(self._prompted)
+            if self.audience is not None:
+                self.audience.tell(self._prompted)
             self._prompted = None
         first = True
         for index, picture in enumerate(chunk.picture.frames):
@@ -114,6 +175,8 @@ class Outbox:
                 packet=self._packet, frame=frame, chunk=chunk.chunk_index, key=encoded.key,
                 control_seq=chunk.control_seq, pose=chunk.poses[index].astype("<f4").tobytes(), data=encoded.data,
             )  # fmt: skip
+            if self.audience is not None:
+                self.audience.publish(self, message, self._clock())
             backpressure.sent(self._packet, frame, self._clock())
             self._packet += 1
             self.pace.sent_frame()

@@ -58,6 +58,7 @@ class Hello(Message, frozen=True, tag="hello"):
     intrinsics: tuple[Focal, Focal, Pixels, Pixels] | None = None  # fx, fy, cx, cy, pixels of the stream's picture
     scale: Scale | None = None  # pose units that count as 1
     image: bytes | None = None  # a JPEG or PNG file to start from (checked by `gameserver.upload`)
+    watch: ShortText | None = None  # the code of a shared session: watch it instead of playing
 
 
 class Control(Message, frozen=True, tag="control"):
@@ -96,11 +97,17 @@ class Ping(Message, frozen=True, tag="ping"):
     t_ms: Milliseconds
 
 
+class Share(Message, frozen=True, tag="share"):
+    """Whether others may watch this session."""
+
+    on: bool = True
+
+
 class Bye(Message, frozen=True, tag="bye"):
     pass
 
 
-ClientMessage = Hello | Control | Poses | SetPrompt | Ack | WantKeyframe | Ping | Bye
+ClientMessage = Hello | Control | Poses | SetPrompt | Ack | WantKeyframe | Ping | Share | Bye
 
 
 # Server to client.
@@ -124,6 +131,7 @@ class Welcome(Message, frozen=True, tag="welcome"):
     control: Literal["axes", "poses"]
     players: int
     capacity: int
+    watching: bool = False  # somebody else's session, which cannot be steered from here
 
 
 class Frame(Message, frozen=True, tag="frame"):
@@ -162,13 +170,19 @@ class Pong(Message, frozen=True, tag="pong"):
     t_ms: float  # the ping's
 
 
+class Shared(Message, frozen=True, tag="shared"):
+    """The answer to `share`."""
+
+    code: str  # for the `watch` of a hello; empty: nobody may watch
+
+
 class Error(Message, frozen=True, tag="error"):
     code: str  # one of ERRORS
     message: str
     fatal: bool  # the connection closes after this
 
 
-ServerMessage = Welcome | Frame | Prompted | Stats | Pong | Error
+ServerMessage = Welcome | Frame | Prompted | Stats | Pong | Shared | Error
 
 # code -> (fatal, what it means)
 ERRORS: dict[str, tuple[bool, str]] = {
@@ -186,6 +200,8 @@ ERRORS: dict[str, tuple[bool, str]] = {
     "pose_queue_full": (False, "more poses waiting than the limit; the message was dropped whole"),
     "replaced": (True, "another connection continued this session with its token"),
     "slow_client": (True, "no packet was acknowledged for five seconds"),
+    "not_shared": (True, "no session can be watched by that code, or it cannot any more"),
+    "other_codec": (True, "the watched session is sent in a codec that the hello did not offer"),
     "shutting_down": (True, "the server is going down"),
     "internal": (True, "a fault of the server; it is in its log"),
 }

@@ -142,6 +142,13 @@ def _measure(door: Door) -> list[Metric]:
         counter("frames_skipped_total", "Frames skipped before encoding.", counts.frames_skipped),
         counter("bytes_sent_total", "Bytes of messages sent.", counts.bytes_sent),
         counter("replies_dropped_total", "Replies to clients that do not read.", counts.replies_dropped),
+        counter("spectators_total", "Spectators let in.", counts.watching),
+        counter("packets_relayed_total", "Packets sent to spectators.", counts.packets_relayed),
+        counter(
+            "packets_unrelayed_total",
+            "Packets that spectators missed, waiting for a key frame.",
+            counts.packets_unrelayed,
+        ),
         counter("chunks_undelivered_total", "Chunks dropped between the threads.", counts.chunks_undelivered),
         counters("errors_total", "Errors told to clients.", "code", counts.errors),
         counters("letters_coalesced_total", "Letters taken in by a later one.", "kind", door.mailbox.coalesced),

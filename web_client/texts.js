@@ -83,6 +83,15 @@ export const ERRORS = {
     ...again, title: 'Your network fell behind', text: 'Pictures were not arriving any more, so the server let go.',
     operator: 'No packet was acknowledged for five seconds.',
   },
+  not_shared: {
+    title: 'There is nothing to watch', text: 'Whoever played here has left, or does not share this world any more.',
+    primary: 'Play yourself', secondary: 'Back', operator: 'No session is shared by the code of this link.',
+  },
+  other_codec: {
+    title: 'This browser cannot show it', text: 'That world is sent in a format which this browser does not decode.',
+    primary: 'Play yourself', secondary: 'Back',
+    operator: 'Spectators get the packets encoded for the player, in the codec which that one chose.',
+  },
   shutting_down: { state: 'going_down' },
   internal: {
     ...again, title: 'The world stumbled', text: 'A fault of the server, not of yours. You can try again.',

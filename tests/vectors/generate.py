@@ -49,6 +49,7 @@ CLIENT: dict[str, Message] = {
         "scale": 0.2,
         "image": PIXEL,
     },
+    "hello, to watch": {"type": "hello", "version": 1, "codecs": ["h264", "jpeg"], "watch": "Zk3-x_90aB1c"},
     "control, first": CONTROL,
     "control, with look": {
         "type": "control",
@@ -65,6 +66,8 @@ CLIENT: dict[str, Message] = {
     "ack, every field": {"type": "ack", "packet": 70000, "hidden": True, "slack_ms": -12.5},
     "keyframe": {"type": "keyframe"},
     "ping": {"type": "ping", "t_ms": 98765.25},
+    "share": {"type": "share"},
+    "share, no more": {"type": "share", "on": False},
     "bye": {"type": "bye"},
 }
 
@@ -89,6 +92,27 @@ SERVER: dict[str, Message] = {
         "control": "axes",
         "players": 1,
         "capacity": 8,
+    },
+    "welcome, to watch": {
+        "type": "welcome",
+        "version": 1,
+        "session": "s-17",
+        "token": "",
+        "resumed": False,
+        "world": "meadow",
+        "scene": "",
+        "prompt": "a meadow",
+        "seed": 7,
+        "width": 224,
+        "height": 128,
+        "fps": 16,
+        "chunk_frames": 4,
+        "first_chunk_frames": 1,
+        "codec": "jpeg",
+        "control": "axes",
+        "players": 1,
+        "capacity": 8,
+        "watching": True,
     },
     "frame, key": {
         "type": "frame",
@@ -125,6 +149,8 @@ SERVER: dict[str, Message] = {
         "poses_queued": 0,
     },
     "pong": {"type": "pong", "t_ms": 98765.25},
+    "shared": {"type": "shared", "code": "Zk3-x_90aB1c"},
+    "shared no more": {"type": "shared", "code": ""},
     "error, fatal": {"type": "error", "code": "full", "message": "all 8 places are taken", "fatal": True},
     "error, not fatal": {"type": "error", "code": "bad_pose", "message": "a rotation is mirrored", "fatal": False},
 }
@@ -197,6 +223,9 @@ def bad_vectors() -> list[Message]:
         bad("the clock back", "out_of_order", pack(CONTROL | {"seq": 2}), (HELLO, CONTROL | {"t_ms": 0.5})),
         bad("poses while steering by axes", "out_of_order", pack(CLIENT["poses, one"])),
         bad("axes while steering by poses", "out_of_order", pack(CONTROL), posed),
+        bad("axes while watching", "out_of_order", pack(CONTROL), (HELLO | {"watch": "Zk3-x_90aB1c"},)),
+        bad("a prompt while watching", "out_of_order", pack(CLIENT["prompt"]), (HELLO | {"watch": "Zk3-x_90aB1c"},)),
+        bad("sharing while watching", "out_of_order", pack(CLIENT["share"]), (HELLO | {"watch": "Zk3-x_90aB1c"},)),
         *(
             bad(name, "bad_pose", pack({"type": "poses", "seq": 1, "poses": data}), posed)
             for name, data in {
