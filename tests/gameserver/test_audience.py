@@ -174,6 +174,7 @@ def test_a_spectator_that_takes_nothing_in_misses_packets_and_goes_and_nobody_no
         async with running_server(limits=impatient) as app, playing(app) as player:
             connection: Any = app.door.lobby[player.welcome["session"]].occupant  # type: ignore[union-attr]
             connection._outbox.backpressure.limits = RELAXED  # a player on a busy machine must not look slow
+            await player.hear_frames(2)
             code = await share(player)
             async with watching(app, code) as slow:
                 slow.acks = False

@@ -223,9 +223,6 @@ def bad_vectors() -> list[Message]:
         bad("the clock back", "out_of_order", pack(CONTROL | {"seq": 2}), (HELLO, CONTROL | {"t_ms": 0.5})),
         bad("poses while steering by axes", "out_of_order", pack(CLIENT["poses, one"])),
         bad("axes while steering by poses", "out_of_order", pack(CONTROL), posed),
-        bad("axes while watching", "out_of_order", pack(CONTROL), (HELLO | {"watch": "Zk3-x_90aB1c"},)),
-        bad("a prompt while watching", "out_of_order", pack(CLIENT["prompt"]), (HELLO | {"watch": "Zk3-x_90aB1c"},)),
-        bad("sharing while watching", "out_of_order", pack(CLIENT["share"]), (HELLO | {"watch": "Zk3-x_90aB1c"},)),
         *(
             bad(name, "bad_pose", pack({"type": "poses", "seq": 1, "poses": data}), posed)
             for name, data in {
