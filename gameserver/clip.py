@@ -24,7 +24,7 @@ from gameserver.preparation import Preparation
 from gameserver.progress import line, report
 from gameserver.serve import player_count, world_loader
 from gameserver.video_file import VideoFile
-from sessions.clips import Clip, Clips
+from sessions.clip_game import Clip, Clips
 from sessions.tick import Finished
 from world.chunk import DIGEST_BYTES, World, WorldError
 

@@ -16,7 +16,7 @@ from gameserver.bot_plan import BotError
 from gameserver.preparation import Preparation
 from gameserver.protocol import VERSION, Hello, Index, PromptText, ProtocolError, Scale, ShortText
 from gameserver.recorded_camera import read_intrinsics, read_poses, scale_intrinsics
-from sessions.clips import Clip
+from sessions.clip_game import Clip
 from world.chunk import Geometry, WorldError
 from world.motion import MAX_SCRIPT_FRAMES, identity_pose, keyboard_poses, parse_script
 

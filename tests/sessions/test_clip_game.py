@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessions.clips import Clip, Clips
+from sessions.clip_game import Clip, Clips
 from sessions.roster import DuplicateSession, Full
 from sessions.tick import Finished
 from world.chunk import Geometry, Start
