@@ -140,7 +140,7 @@ class _Video:
         self._encoder = H264Encoder(geometry, VIDEO_QUALITY * default_bitrate_bps(geometry))
         self._file = Mp4Recording(path, "h264", geometry.fps)
         self._path = path
-        self._packets = 0
+        self._packets = self._seen = 0
 
     def __enter__(self) -> _Video:
         return self
@@ -152,7 +152,7 @@ class _Video:
             raise WorldError(f"{self._path} cannot be written ({error})") from None
 
     def add(self, replayed: Replayed) -> None:
-        first = self._geometry.first_video_frame(replayed.chunk.chunk)
+        first, self._seen = self._seen, self._seen + len(replayed.picture.frames)  # of all, also after going back
         for frame, picture in enumerate(replayed.picture.frames, first):
             if frame < self._film.begin_frame or (self._film.end_frame is not None and frame >= self._film.end_frame):
                 continue
