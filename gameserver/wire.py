@@ -19,9 +19,11 @@ from gameserver.protocol import (
     Bye,
     Control,
     Hello,
+    LoadGame,
     Ping,
     Poses,
     ProtocolError,
+    SaveGame,
     SetPrompt,
     WantKeyframe,
     decode_client,
@@ -40,7 +42,7 @@ class PoseBatch:
     poses: NDArray[np.float32]  # [n, 4, 4] camera-to-world, one a video frame
 
 
-Event = Hello | Control | PoseBatch | SetPrompt | Ack | WantKeyframe | Ping | Bye
+Event = Hello | Control | PoseBatch | SetPrompt | Ack | WantKeyframe | Ping | Bye | SaveGame | LoadGame
 
 
 class State(Enum):
@@ -61,6 +63,8 @@ TRANSITIONS: dict[tuple[State, type], State] = {
     (State.PLAYING, Ack): State.PLAYING,
     (State.PLAYING, WantKeyframe): State.PLAYING,
     (State.PLAYING, Ping): State.PLAYING,
+    (State.PLAYING, SaveGame): State.PLAYING,
+    (State.PLAYING, LoadGame): State.PLAYING,
     (State.PLAYING, Bye): State.CLOSED,
 }
 
@@ -137,7 +141,7 @@ class ServerProtocol:
             case Poses():
                 self._check_control("poses", message.seq)
                 return PoseBatch(message.seq, read_poses(message.poses))
-            case SetPrompt() | Ack() | WantKeyframe() | Ping() | Bye():
+            case SetPrompt() | Ack() | WantKeyframe() | Ping() | Bye() | SaveGame() | LoadGame():
                 return message
             case _:
                 assert_never(message)

@@ -140,10 +140,12 @@ class Session:
         self.chunk_index, self.step_index, self.path, self.prompt = chunk_index, 0, None, None
         self.ready_s = now_s
 
-    def moment(self) -> Moment:
-        """Where it is. IllegalState in the middle of a chunk."""
+    def moment(self, save_id: str | None = None) -> Moment:
+        """Where it is; by a name it knows that it can go back there. IllegalState in the middle of a chunk."""
         if self.in_chunk or self.past or self.state is State.ENDED:
             raise IllegalState(f"session {self.id!r} is {self.state}, not between two chunks")
+        if save_id is not None:
+            self.saves = (*self.saves, save_id)
         next_prompt = None if self._next_prompt is None else self._next_prompt.text
         return Moment(
             self.chunk_index, self.control, self.trajectory.heading, self.prompt_text, next_prompt, self.digest,
@@ -155,7 +157,7 @@ class Session:
         of control."""
         self.trajectory.resume(moment.heading, same_clock)
         self.prompt_text, self._next_prompt = moment.prompt, next_prompt
-        self.digest, self.saves = moment.digest, moment.saves
+        self.digest = moment.digest
         self._rest(moment.chunk_index, now_s)
         self.pacing.restart(moment.chunk_index, now_s)
 

@@ -103,10 +103,11 @@ class Game:
         self._world.open(slot, start)
         return self._admit(session_id, slot, control, start.prompt.text, now_s)
 
-    def save(self, session_id: str) -> Save:
-        """A copy of all that a session is. IllegalState in the middle of a chunk."""
+    def save(self, session_id: str, save_id: str | None = None) -> Save:
+        """A copy of all that a session is; by a name it knows that it can go back to it. IllegalState in the middle of
+        a chunk."""
         session = self.roster[session_id]
-        moment = session.moment()
+        moment = session.moment(save_id)
         return Save(moment, self._world.export(session.slot))
 
     def rewind(
@@ -128,6 +129,7 @@ class Game:
         self._world.restore(slot, save.state)
         session = self._admit(session_id, slot, save.moment.control, save.moment.prompt, now_s)
         session.resume(save.moment, next_prompt, now_s, same_clock)
+        session.saves = save.moment.saves
         return session
 
     def retrace(

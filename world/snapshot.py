@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,17 +60,18 @@ def check_maker(snapshot: Snapshot, here: Mapping[str, str]) -> None:
 
 def write(path: Path, snapshot: Snapshot) -> int:
     """All of it is there, on the disk, or with an OSError nothing changes; how many bytes it took."""
-    draft = path.with_suffix(".tmp")
-    size = 0
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    return replace_file(path, encode(snapshot))
+
+
+def replace_file(path: Path, pieces: Iterable[memoryview]) -> int:
+    """A file that holds these, on the disk, or with an OSError what was there before; how many bytes it took."""
+    draft, size = path.with_suffix(".tmp"), 0
     try:
-        with open(fd, "wb", buffering=0) as file:
-            for piece in encode(snapshot):
-                size += len(piece)
-                left = memoryview(piece)
-                while left:
-                    left = left[file.write(left) :]
-            os.fsync(fd)
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+            for piece in pieces:
+                size += file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(draft, path)
     except BaseException:
         with contextlib.suppress(OSError):
