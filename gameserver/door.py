@@ -21,7 +21,7 @@ from gameserver.notes import Ended, Frames, Joined, Loaded, Note, Refused, Saved
 from gameserver.preparation import Preparation
 from gameserver.protocol import ProtocolError
 from gameserver.recorder import Recorder
-from gameserver.recovery import Recovery, RecoveryError
+from gameserver.recovery import Lost, Recovery, RecoveryError
 from gameserver.saves import Kept, SaveRefused, Saves, Shelf
 from sessions.trajectory import ControlKind
 from world.chunk import World
@@ -108,9 +108,9 @@ class Door:
     async def seat_of(self, token: str | None) -> Seat | None:
         """Where a token continues, once the game has the session; None where there is nothing to continue."""
         seat = self.lobby.by_token(token)
-        if seat is None and token and self.recovery is not None and (ticket := self.recovery.claim(token)) is not None:
-            seat = self._seat_again(token, ticket)
-            task = self._loop.create_task(self._bring_back(seat, ticket, self.recovery))
+        if seat is None and token and self.recovery is not None and (lost := self.recovery.claim(token)) is not None:
+            seat = self._seat_again(token, lost.ticket)
+            task = self._loop.create_task(self._bring_back(seat, lost, self.recovery))
             self._returning.add(task)
             task.add_done_callback(self._returning.discard)
         if seat is None:
@@ -126,10 +126,10 @@ class Door:
         self.lobby.add(seat)
         return seat
 
-    async def _bring_back(self, seat: Seat, ticket: Ticket, recovery: Recovery) -> None:
+    async def _bring_back(self, seat: Seat, lost: Lost, recovery: Recovery) -> None:
         """Raises nothing; the seat's `joined` says how it went."""
         try:
-            letter = await self._loop.run_in_executor(self._preparers, recovery.prepare, ticket, self.world)
+            letter = await self._loop.run_in_executor(self._preparers, recovery.prepare, lost, self.world)
             told = letter.story
             seat.prompt, seat.chunk, seat.control_seq = told.prompt, len(told.chunks), told.control_seq
             if not self.mailbox.put(letter):
@@ -157,8 +157,8 @@ class Door:
         """Nobody came back for them: their places are free."""
         if self.closing:  # they may be found again
             return
-        for ticket in recovery.abandon():
-            self._preparers.submit(recovery.expire, ticket)
+        for lost in recovery.abandon():
+            self._preparers.submit(recovery.expire, lost)
         self.lobby.reserved = 0
 
     def reserve(self, control: ControlKind, scene_id: str, prompt: str, seed: int | None) -> Seat:
@@ -202,6 +202,8 @@ class Door:
         stopped = self.engine.stop(timeout_s)
         if self.recorder is not None:
             stopped = self.recorder.close(timeout_s) and stopped
+        if self.recovery is not None:
+            self.recovery.close()
         if self.saves is not None:
             stopped = self.saves.close(timeout_s) and stopped
         for pool in (self.encoders, self._preparers):

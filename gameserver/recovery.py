@@ -33,58 +33,63 @@ class RecoveryCounts:
     expired: int = 0  # nobody came back for them
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Lost:
+    """A session that its server left behind. Its recording is locked: it is nobody else's, and not removed."""
+
+    ticket: Ticket
+    journal: Journal
+
+
 class Recovery:
     """The event loop asks `claim`; the rest takes as long as the disk takes and runs elsewhere."""
 
     def __init__(self, recordings: Path, saves: Saves) -> None:
         self.counts = RecoveryCounts()
-        self._recordings = recordings
         self._saves = saves
-        self._lost = {ticket.token_hash: ticket for ticket in saves.ledger.tickets()}
+        self._lost: dict[str, Lost] = {}
+        for ticket in saves.ledger.tickets():
+            try:
+                journal = Journal.again(recordings / Path(ticket.recording).name)
+            except FileNotFoundError:
+                saves.forget(ticket.session)
+            except OSError:  # another server is alive and has it
+                continue
+            else:
+                self._lost[ticket.token_hash] = Lost(ticket, journal)
         self.counts.found = len(self._lost)
 
     def __len__(self) -> int:
         """Sessions nobody has come back to yet."""
         return len(self._lost)
 
-    def claim(self, token: str) -> Ticket | None:
+    def claim(self, token: str) -> Lost | None:
         """The lost session of a token, which from now on is nobody else's."""
         return self._lost.pop(hash_token(token), None)
 
-    def abandon(self) -> list[Ticket]:
+    def abandon(self) -> list[Lost]:
         """Nobody came for these in time."""
-        tickets, self._lost = list(self._lost.values()), {}
-        return tickets
+        everybody, self._lost = list(self._lost.values()), {}
+        return everybody
 
-    def prepare(self, ticket: Ticket, world: World) -> Return:
-        """What brings it back to its last finished chunk. RecoveryError; then the recording is as it was, but for a
-        mark that it ended."""
-        journal = self._open(ticket)
+    def close(self) -> None:
+        """The next server may find those that are left."""
+        for lost in self.abandon():
+            lost.journal.close()
+
+    def prepare(self, lost: Lost, world: World) -> Return:
+        """What brings it back to its last finished chunk. RecoveryError; then it is over."""
         try:
-            return self._prepare(ticket, world, journal)
+            return self._prepare(lost.ticket, world, lost.journal)
         except (RecoveryError, ReplayError, WorldError, ValueError, OSError) as fault:
             why = (fault.strerror or "") if isinstance(fault, OSError) else str(fault)
-            self._end(journal, f"it could not be brought back: {why}")
-            self._saves.forget(ticket.session)
+            self._end(lost, f"it could not be brought back: {why}")
             raise RecoveryError(why) from None
 
-    def expire(self, ticket: Ticket) -> None:
+    def expire(self, lost: Lost) -> None:
         """It is over."""
-        with contextlib.suppress(RecoveryError):
-            self._end(self._open(ticket), "nobody came back after the server had failed")
-            self._saves.forget(ticket.session)
-            self.counts.expired += 1
-
-    def _open(self, ticket: Ticket) -> Journal:
-        """Its recording, locked. RecoveryError where it is not to be had; then somebody else has it, or it is gone."""
-        path = self._recordings / Path(ticket.recording).name
-        try:
-            return Journal.again(path)
-        except FileNotFoundError:
-            self._saves.forget(ticket.session)
-            raise RecoveryError("its recording is gone") from None
-        except OSError as fault:
-            raise RecoveryError(f"its recording cannot be had: {fault.strerror}") from None
+        self._end(lost, "nobody came back after the server had failed")
+        self.counts.expired += 1
 
     def _prepare(self, ticket: Ticket, world: World, journal: Journal) -> Return:
         recording = read(journal.path.read_bytes())
@@ -109,8 +114,9 @@ class Recovery:
         journal.cut(recording.verdict.offset)
         return Return(ticket.session, start, since, told, rest, journal)
 
-    def _end(self, journal: Journal, why: str) -> None:
+    def _end(self, lost: Lost, why: str) -> None:
         """Mark the end, unless there is one already or nothing can be said of the file."""
+        journal = lost.journal
         with contextlib.suppress(OSError):
             recording = read(journal.path.read_bytes())
             if recording.verdict.state in ("whole", "torn") and recording.records and not recording.ended:
@@ -118,6 +124,7 @@ class Recovery:
                 journal.append(encode(Mark(kind="end", text=why)))
                 journal.sync()
         journal.close()
+        self._saves.forget(lost.ticket.session)
 
 
 def _unseen(stage: str, share: float) -> None:

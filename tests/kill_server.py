@@ -162,7 +162,8 @@ async def play(directory: Path, port: int, times: int, num_bots: int, seed: int,
     server = await house.open()
     lives = [asyncio.create_task(bot.live(f"ws://127.0.0.1:{port}/play", house)) for bot in bots]
     try:
-        await house.until(8 * num_bots)
+        while not all(bot.token for bot in bots):  # before its welcome nobody has a session to lose
+            await house.until(1)
         for kill in range(1, times + 1):
             await house.until(chance.randrange(MOST_MESSAGES) if chance.random() < 0.8 else chance.randrange(10))
             await asyncio.sleep(MOST_EXTRA_S * chance.random())

@@ -38,8 +38,7 @@ def kept(tmp_path: Path) -> dict[str, Any]:
 
 
 def recordings(kept: dict[str, Any]) -> list[Recording]:
-    files = sorted(kept["record"].directory.glob("*.mwrec"), key=lambda path: path.stat().st_mtime_ns)
-    return [read(path.read_bytes()) for path in files]
+    return [read(path.read_bytes()) for path in kept["record"].directory.glob("*.mwrec")]
 
 
 def verified(recording: Recording) -> Finding:
@@ -124,7 +123,7 @@ def test_a_fork_plays_beside_its_parent_and_each_recording_verifies_alone(
                 assert (await player.hear_until("error"))["code"] == "unknown_save", "another session's"
                 await fork.say("bye")
             await player.say("bye")
-        parent, child = recordings(kept)
+        parent, child = sorted(recordings(kept), key=lambda r: "fork" in [mark.kind for mark in r.marks])
         assert [mark.kind for mark in child.marks] == ["join", "save", "fork", "save", "rewind", "rewind", "end"]
         for recording in (parent, child):
             assert verified(recording).outcome == "equal"
@@ -408,3 +407,23 @@ def test_no_token_is_on_the_disk(running_server: RunningServer, kept: dict[str, 
 
 def test_without_a_place_nothing_is_kept() -> None:
     assert Settings().saves is None
+
+
+def test_a_lost_sessions_recording_is_not_removed_to_make_room(
+    running_server: RunningServer, kept: dict[str, Any], after_the_crash: Any
+) -> None:
+    async def scene() -> None:
+        async with running_server(**kept) as app, playing(app, seed=9) as player:
+            await player.hear_frames(9)
+            there = after_the_crash()
+            token = player.welcome["token"]
+        there["record"] = replace(there["record"], max_bytes=1)
+        async with running_server(**there) as app:
+            async with playing(app, seed=1) as other:
+                await other.hear_frames(1)
+            async with playing(app, seed=2) as other:
+                await other.hear_frames(1)
+            async with playing(app, token=token) as back:
+                assert back.welcome["resumed"]
+
+    asyncio.run(scene())
