@@ -22,6 +22,9 @@ from gameserver.ledger import Ledger, hash_token
 from gameserver.saves import Shelf
 from sessions.recording import Recording, read
 from sessions.verify import Finding, verify
+from tests.world.tiny_world import random_world, tiny_config
+from world.chunk import Scene, World
+from world.model import DiffusionWorld
 from world.pattern import PatternWorld
 
 RELAXED = Limits(late_s=60.0, stall_s=60.0)  # a busy machine must not look like a slow link
@@ -41,8 +44,8 @@ def recordings(kept: dict[str, Any]) -> list[Recording]:
     return [read(path.read_bytes()) for path in kept["record"].directory.glob("*.mwrec")]
 
 
-def verified(recording: Recording) -> Finding:
-    world = PatternWorld(num_slots=1)
+def verified(recording: Recording, world: World | None = None) -> Finding:
+    world = world or PatternWorld(num_slots=1)
     identity = world.identify(lambda stage, share: None)
     (finding,) = verify(world, identity, [recording], [len(recording.chunks)])
     return finding
@@ -425,5 +428,48 @@ def test_a_lost_sessions_recording_is_not_removed_to_make_room(
                 await other.hear_frames(1)
             async with playing(app, token=token) as back:
                 assert back.welcome["resumed"]
+
+    asyncio.run(scene())
+
+
+def model() -> DiffusionWorld:
+    """Weights that are small and random, with as many tokens as it takes to be the same in any company."""
+    cfg = tiny_config(width=96, height=64)
+    world = random_world(cfg, num_slots=3)
+    image = np.random.default_rng(1).integers(0, 256, (64, 96, 3)).astype(np.uint8)
+    world._scenes = (Scene("noise", "Noise", "a place", image, np.array([80, 80, 48, 32], np.float32)),)
+    return world
+
+
+def test_a_model_goes_back_forks_and_comes_back_from_a_crash_to_the_bit(
+    running_server: RunningServer, kept: dict[str, Any], after_the_crash: Any
+) -> None:
+    kept["saves"] = replace(kept["saves"], every_s=0.0)
+
+    async def scene() -> None:
+        async with running_server(model(), **kept) as app, playing(app, seed=3) as player:
+            await player.steer(1.0, 0.0, 1.0, 0.0)
+            await player.hear_frames(24)  # views and ring are full
+            name = await save(player)
+            await player.hear_frames(12)
+            await player.say("load", save=name)
+            await player.hear_until("loaded")
+            await player.hear_frames(8)
+            async with playing(app, save=name) as fork:
+                await asyncio.gather(player.hear_frames(8), fork.hear_frames(12))
+                await settle(player, app)
+                there = after_the_crash()
+                tokens = [each.welcome["token"] for each in (player, fork)]
+        async with running_server(model(), **there) as app:
+            for token in tokens:
+                async with playing(app, token=token) as back:
+                    assert back.welcome["resumed"]
+                    await back.hear_frames(8)
+                    await back.say("bye")
+        found = recordings(there)
+        assert len(found) == 2
+        for recording in found:
+            finding = verified(recording, model())
+            assert (finding.outcome, finding.checked) == ("equal", len(recording.chunks)), finding
 
     asyncio.run(scene())
