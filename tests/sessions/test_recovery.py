@@ -118,6 +118,16 @@ def test_a_story_leaves_out_what_was_given_up(told: Told) -> None:
     assert known.control_seq == told.seq
 
 
+def test_a_prompt_waits_until_a_chunk_has_it(told: Told) -> None:
+    told.play(1)
+    assert (story(told.recording).pending, story(told.recording).prompt) == (None, "night")
+    told.game.now_s = told.game.game.due_s(told.game.now_s) or told.game.now_s
+    told.game.tick()  # a chunk has begun without it
+    told.ask("rain")
+    told.play(1)
+    assert (story(told.recording).pending, story(told.recording).prompt) == ("rain", "night")
+
+
 def come_back(recording: Recording, since: Save | None) -> tuple[Simulation, int]:
     """In another game: from a save, or from nothing."""
     game = Simulation(num_steps=3, cost_s=lambda rows: 0.013)
