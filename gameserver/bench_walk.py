@@ -42,7 +42,7 @@ def walk(
     """Everybody walks and turns; counts the ticks from everybody's last warm-up chunk to anybody's last chunk. A diary
     is kept as the engine keeps it, within the ticks' time."""
     game = Game(world)
-    kept = diary or Diary(lambda notes: None, None)
+    kept = diary or Diary(lambda notes: None, None, None)
     ids = [join.session_id for join in joins]
     now_s, ticks_s, rows, frames = 0.0, list[float](), 0, 0
     done = dict.fromkeys(ids, 0)

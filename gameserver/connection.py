@@ -11,11 +11,12 @@ from functools import partial
 
 from websockets.exceptions import ConnectionClosed
 
+from gameserver import protocol
 from gameserver.door import Door
 from gameserver.encoder import Codec, choose_codec
 from gameserver.lobby import Seat
-from gameserver.mailbox import Extend, Join, Presence, PromptChange, Slack, Steer
-from gameserver.notes import Frames, Refused
+from gameserver.mailbox import Extend, Fork, Join, Keep, Presence, PromptChange, Rewind, Slack, Steer
+from gameserver.notes import Frames, Loaded, Refused, Saved
 from gameserver.outbox import Outbox
 from gameserver.protocol import (
     EXPELLED,
@@ -24,9 +25,11 @@ from gameserver.protocol import (
     Bye,
     Control,
     Hello,
+    LoadGame,
     Ping,
     Pong,
     ProtocolError,
+    SaveGame,
     SetPrompt,
     Share,
     Shared,
@@ -34,6 +37,7 @@ from gameserver.protocol import (
     Welcome,
     encode,
 )
+from gameserver.saves import Place
 from gameserver.websocket import PlaySocket
 from gameserver.wire import Event, PoseBatch, ServerProtocol, State
 from sessions import control
@@ -59,6 +63,8 @@ class Connection:
         self._outbox = Outbox(socket, door.encoders, door.counts)
         self._prompt_wanted: str | None = None  # to be encoded after the one under way
         self._prompting = False
+        self._load_wanted: str | None = None  # likewise
+        self._loading = False
 
     async def run(self) -> None:
         """Until either side ends it. Raises nothing."""
@@ -87,6 +93,12 @@ class Connection:
             self.end_soon(error)
         else:
             self._reply_error(error)
+
+    def saved(self, note: Saved) -> None:
+        self._outbox.reply(protocol.Saved(save=note.save_id, chunk=note.chunk_index))
+
+    def loaded(self, note: Loaded) -> None:
+        self._outbox.loaded(note)
 
     def end_soon(self, error: ProtocolError) -> None:
         self._spawn(partial(self._end, error))
@@ -135,6 +147,12 @@ class Connection:
                 self._prompt_wanted = event.text
                 if not self._prompting:
                     self._spawn(self._change_prompt)
+            case SaveGame():
+                self._save(seat)
+            case LoadGame():
+                self._load_wanted = event.save
+                if not self._loading:
+                    self._spawn(self._load)
             case WantKeyframe():
                 self._outbox.key_wanted = True
             case Share():
@@ -153,7 +171,7 @@ class Connection:
         if hello.watch is not None:
             self._watch_session(hello.watch, hello)
             return
-        seat = door.lobby.by_token(hello.token)
+        seat = await door.seat_of(hello.token)
         resumed = seat is not None
         seat = await self._join(hello) if seat is None else self._resume(seat, hello)
         codec = choose_codec(hello.codecs)
@@ -200,6 +218,41 @@ class Connection:
         return seat
 
     async def _join(self, hello: Hello) -> Seat:
+        """A new session, of a save or of a place."""
+        door = self.door
+        if hello.save is not None:
+            seat = await self._fork(hello, hello.save)
+        else:
+            seat = await self._begin(hello)
+        await door.enter(seat)
+        door.counts.sessions += 1
+        return seat
+
+    async def _fork(self, hello: Hello, save_id: str) -> Seat:
+        door = self.door
+        kept = await door.read_save(save_id, fatal=True)
+        place, moment = kept.place, kept.save.moment
+        if hello.control != moment.control:
+            raise ProtocolError("out_of_order", f"that session is moved by {moment.control}, not by {hello.control}")
+        seat = door.reserve(hello.control, place.scene, moment.prompt, place.seed)
+        seat.own_prompt, seat.first_chunk = place.own_prompt, moment.chunk_index
+        try:
+            prompt = None if moment.next_prompt is None else await door.preparation.prompt(moment.next_prompt)
+            await self._admit(seat, Fork(seat.session_id, kept, prompt))
+        except BaseException:
+            door.release(seat)
+            raise
+        return seat
+
+    async def _admit(self, seat: Seat, letter: Join | Fork) -> None:
+        """Until the game has taken the session in."""
+        self.door.check_open()
+        self._sit(seat)
+        if not self.door.mailbox.put(letter):
+            raise ProtocolError("full", "too many players are coming in at once")
+        await seat.joined
+
+    async def _begin(self, hello: Hello) -> Seat:
         door = self.door
         preparation, words = door.preparation, (hello.prompt or "").strip()
         seat = door.reserve(hello.control, preparation.scene(hello.scene).id, words, hello.seed)
@@ -214,16 +267,11 @@ class Connection:
             seat.scene_id, seat.own_prompt, seat.prompt = hello.scene or place.id, place.prompt, words or place.prompt
             prompt = await preparation.prompt(seat.prompt)
             start = await preparation.start(hello, place, prompt, seat.seed)
-            door.check_open()
-            self._sit(seat)
             picture = None if place in door.world.scenes else place.image  # a recording refers to scenes by name
-            if not door.mailbox.put(Join(seat.session_id, start, seat.control, place.id, picture)):
-                raise ProtocolError("full", "too many players are coming in at once")
-            await seat.joined
+            await self._admit(seat, Join(seat.session_id, start, seat.control, place.id, picture))
         except BaseException:
             door.release(seat)
             raise
-        door.counts.sessions += 1
         return seat
 
     def _sit(self, seat: Seat) -> None:
@@ -248,6 +296,7 @@ class Connection:
             chunk_frames=geometry.video_frames(1), first_chunk_frames=geometry.video_frames(0),
             codec=codec, control=seat.control, players=len(lobby), capacity=lobby.capacity,
             watching=self.watched is not None,
+            chunk=seat.chunk if resumed else seat.first_chunk, control_seq=seat.control_seq if resumed else 0,
         )  # fmt: skip
 
     async def _change_prompt(self) -> None:
@@ -264,6 +313,31 @@ class Connection:
                     self.door.mailbox.put(PromptChange(self.seat.session_id, prompt))
         finally:
             self._prompting = False
+
+    def _save(self, seat: Seat) -> None:
+        if self.door.saves is None:
+            self._reply_error(ProtocolError("no_saves", "this server keeps no saves"))
+            return
+        save_id = f"{seat.session_id}-{secrets.token_hex(16)}"  # whoever knows it may begin there
+        place = Place(seat.scene_id, seat.own_prompt, seat.seed)
+        self.door.mailbox.put(Keep(seat.session_id, save_id, place))
+
+    async def _load(self) -> None:
+        """As with prompts."""
+        self._loading = True
+        try:
+            while self._load_wanted is not None and self.seat is not None:
+                save_id, self._load_wanted = self._load_wanted, None
+                try:
+                    save = (await self.door.read_save(save_id)).save
+                    asked = save.moment.next_prompt
+                    prompt = None if asked is None else await self.door.preparation.prompt(asked)
+                except ProtocolError as error:
+                    self._reply_error(error)
+                else:
+                    self.door.mailbox.put(Rewind(self.seat.session_id, save_id, save, prompt))
+        finally:
+            self._loading = False
 
     def _reply_error(self, error: ProtocolError) -> None:
         self.door.counts.errors[error.code] += 1

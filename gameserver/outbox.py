@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from websockets.asyncio.server import ServerConnection
 
+from gameserver import protocol
 from gameserver.audience import Audience
 from gameserver.backpressure import Backpressure, Limits
 from gameserver.counts import Counts
 from gameserver.encoder import ENCODERS, Codec, Encoded, Encoder, default_bitrate_bps
-from gameserver.notes import Frames
+from gameserver.notes import Frames, Loaded
 from gameserver.pace import Pace
 from gameserver.protocol import Ack, Frame, Message, Prompted, encode
 from world.chunk import Geometry
@@ -46,6 +47,7 @@ class Outbox:
         self._replies: deque[Message] = deque()
         self._chunks: deque[Frames] = deque()
         self._prompted: Prompted | None = None  # to be said before the next frames
+        self._loaded: protocol.Loaded | None = None  # likewise
         self._encoder: Encoder | None = None  # none for a spectator
         self._relayed: deque[Frame] = deque()
         self._awaits_key = True  # relayed packets are of no use until one comes
@@ -115,6 +117,13 @@ class Outbox:
             self._skipped(len(self._chunks.popleft().chunk.picture.frames))
         self._wake.set()
 
+    def loaded(self, note: Loaded) -> None:
+        """What waits is of what was left."""
+        while self._chunks:
+            self._skipped(len(self._chunks.popleft().chunk.picture.frames))
+        self._prompted = None
+        self._loaded = protocol.Loaded(save=note.save_id, chunk=note.chunk_index, prompt=note.prompt)
+
     def acked(self, ack: Ack) -> int | None:
         """The chunk that the ack's slack, if it has one, is about."""
         if self.backpressure is not None:
@@ -152,6 +161,11 @@ class Outbox:
 
     async def _write_chunk(self, frames: Frames, encoder: Encoder, backpressure: Backpressure) -> None:
         chunk = frames.chunk
+        if self._loaded is not None:
+            self.reply(self._loaded)
+            if self.audience is not None:
+                self.audience.tell(self._loaded)
+            self._loaded = None
         if self._prompted is not None:
             self.reply(self._prompted)
             if self.audience is not None:

@@ -69,7 +69,7 @@ def _recorded_walk(
     clock: Callable[[], float],
 ) -> Walk:
     recorder = Recorder(Keep(directory), lambda notes: None)
-    diary = Diary(lambda notes: None, recorder)
+    diary = Diary(lambda notes: None, recorder, None)
     diary.open(world, lambda stage, share: None)
     walked = walk(world, joins, num_chunks, warmup_chunks, clock, diary)
     counts = recorder.counts

@@ -119,23 +119,27 @@ def _load(args: argparse.Namespace, recordings: Sequence[Recording]) -> World:
 
 def _play(world: World, identity: Identity, films: Sequence[_Film], args: argparse.Namespace) -> list[Finding]:
     num_chunks = [film.chunks(world.geometry) for film in films]
-    done = 0
+    done = shown = 0
     with ExitStack() as stack:
         video = None if args.video is None else stack.enter_context(VideoFile(args.video, world.geometry))
 
         def see(replayed: Replayed) -> None:
-            nonlocal done
+            nonlocal done, shown
             done += 1
             _tell(done, sum(num_chunks))
             if video is not None:
-                _show(replayed, films[0], video, world.geometry, args.overlay)
+                _show(replayed, shown, films[0], video, world.geometry, args.overlay)
+                shown += len(replayed.picture.frames)
 
         recordings = [film.recording for film in films]
         return verify(world, identity, recordings, num_chunks, see, compare=args.verify)
 
 
-def _show(replayed: Replayed, film: _Film, video: VideoFile, geometry: Geometry, drawn_over: bool) -> None:
-    """What the player saw, as far as it is shown."""
+def _show(
+    replayed: Replayed, first: int, film: _Film, video: VideoFile, geometry: Geometry, drawn_over: bool
+) -> None:
+    """What the player saw, as far as it is shown; `first` is how many frames there were before, of all that were seen:
+    who went back saw some chunks twice."""
     chunk, header = replayed.chunk, film.recording.header
     assert header is not None
     frames = list(replayed.picture.frames)
@@ -145,7 +149,7 @@ def _show(replayed: Replayed, film: _Film, video: VideoFile, geometry: Geometry,
             overlay.draw(picture, None if held is None else held[i], pose)
             for i, (picture, pose) in enumerate(zip(frames, floats(chunk.poses).reshape(-1, 4, 4), strict=True))
         ]
-    for frame, picture in enumerate(frames, geometry.first_video_frame(chunk.chunk)):
+    for frame, picture in enumerate(frames, first):
         if frame >= film.begin_frame and (film.end_frame is None or frame < film.end_frame):
             video.add(frame, chunk.chunk, picture)
 

@@ -19,9 +19,11 @@ from gameserver.protocol import (
     Bye,
     Control,
     Hello,
+    LoadGame,
     Ping,
     Poses,
     ProtocolError,
+    SaveGame,
     SetPrompt,
     Share,
     WantKeyframe,
@@ -41,7 +43,7 @@ class PoseBatch:
     poses: NDArray[np.float32]  # [n, 4, 4] camera-to-world, one a video frame
 
 
-Event = Hello | Control | PoseBatch | SetPrompt | Ack | WantKeyframe | Ping | Share | Bye
+Event = Hello | Control | PoseBatch | SetPrompt | Ack | WantKeyframe | Ping | Share | SaveGame | LoadGame | Bye
 
 
 class State(Enum):
@@ -64,6 +66,8 @@ TRANSITIONS: dict[tuple[State, type], State] = {
     (State.PLAYING, WantKeyframe): State.PLAYING,
     (State.PLAYING, Ping): State.PLAYING,
     (State.PLAYING, Share): State.PLAYING,
+    (State.PLAYING, SaveGame): State.PLAYING,
+    (State.PLAYING, LoadGame): State.PLAYING,
     (State.PLAYING, Bye): State.CLOSED,
     (State.WATCHING, Ack): State.WATCHING,
     (State.WATCHING, WantKeyframe): State.WATCHING,
@@ -145,7 +149,7 @@ class ServerProtocol:
             case Poses():
                 self._check_control("poses", message.seq)
                 return PoseBatch(message.seq, read_poses(message.poses))
-            case SetPrompt() | Ack() | WantKeyframe() | Ping() | Share() | Bye():
+            case SetPrompt() | Ack() | WantKeyframe() | Ping() | Share() | SaveGame() | LoadGame() | Bye():
                 return message
             case _:
                 assert_never(message)

@@ -44,7 +44,10 @@ class Planner:
         self.service = ServiceTime()
 
     def start_s(self, session: Session) -> float:
-        """When a waiting session's next chunk may start: late enough to hear the player, early enough to be in time."""
+        """When a waiting session's next chunk may start: late enough to hear the player, early enough to be in time.
+        What was made before hears nobody."""
+        if session.past:
+            return session.ready_s
         pacing, service = session.pacing, self.service
         return max(session.ready_s, pacing.earliest_s - service.least_s, pacing.deadline_s - service.lead_s)
 
@@ -63,10 +66,11 @@ class Planner:
         """The sessions of the next forward, at most one row each.
 
         A begun chunk is never held up, so at most `max_rows` are under way at once. Room that is left goes to the
-        earliest deadlines among those that may start; the slot breaks ties.
+        earliest deadlines among those that may start, and to chunks that are only made again after them; the slot
+        breaks ties.
         """
         everybody = list(sessions)
         begun = [session for session in everybody if session.in_chunk]
         startable = [session for session in everybody if session.can_start and self.start_s(session) <= now_s]
-        startable.sort(key=lambda session: (session.pacing.deadline_s, session.slot))
+        startable.sort(key=lambda session: (bool(session.past), session.pacing.deadline_s, session.slot))
         return begun + startable[: self._max_rows - len(begun)]

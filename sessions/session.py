@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable
 from enum import StrEnum
 
 from sessions.control import Control
+from sessions.moment import Moment, Past
 from sessions.pacing import Pacing
-from sessions.trajectory import AxesTrajectory, ChunkPath, ControlKind, PoseTrajectory, Trajectory
+from sessions.trajectory import (
+    AxesTrajectory,
+    ChunkPath,
+    ControlKind,
+    Heading,
+    PoseTrajectory,
+    Trajectory,
+    new_trajectory,
+)
 from world.chunk import Geometry, Prompt, Row
 
 
@@ -20,7 +31,7 @@ class State(StrEnum):
 
 LEGAL: dict[State, frozenset[State]] = {
     State.WAITING: frozenset({State.DENOISING, State.DETACHED, State.ENDED}),
-    State.DENOISING: frozenset({State.COMMITTING, State.ENDED}),
+    State.DENOISING: frozenset({State.COMMITTING, State.WAITING, State.DETACHED, State.ENDED}),  # or it goes back
     State.COMMITTING: frozenset({State.WAITING, State.DETACHED, State.ENDED}),
     State.DETACHED: frozenset({State.WAITING, State.ENDED}),
     State.ENDED: frozenset(),
@@ -33,8 +44,9 @@ class IllegalState(RuntimeError):
 
 class Session:
     def __init__(
-        self, session_id: str, slot: int, geometry: Geometry, num_steps: int, control: ControlKind, now_s: float
-    ) -> None:
+        self, session_id: str, slot: int, geometry: Geometry, num_steps: int, control: ControlKind, now_s: float,
+        prompt_text: str = "",
+    ) -> None:  # fmt: skip
         self.id = session_id
         self.slot = slot
         self.control = control
@@ -46,9 +58,13 @@ class Session:
         self.begin_forward = 0  # number of the forward that ran the first step of the chunk under way
         self.ready_s = now_s  # since when this chunk could start
         self.pacing = Pacing(geometry, now_s)
-        self.trajectory: Trajectory = AxesTrajectory(geometry) if control == "axes" else PoseTrajectory(geometry)
+        self.trajectory: Trajectory = new_trajectory(control, geometry)
         self.path: ChunkPath | None = None  # of the chunk under way
         self.prompt: Prompt | None = None  # that takes effect with the chunk under way
+        self.prompt_text = prompt_text  # in force
+        self.digest = b""  # of the last chunk's latents
+        self.saves: tuple[str, ...] = ()  # ids of the moments it can go back to
+        self.past: deque[Past] = deque()  # to be made again before anything new, the chunk under way included
         self.prompts_replaced = 0  # set and replaced before any chunk began: only the last one counts
         self._next_prompt: Prompt | None = None
         self._num_steps = num_steps
@@ -59,7 +75,7 @@ class Session:
 
     @property
     def can_start(self) -> bool:
-        return self.state is State.WAITING and self.trajectory.ready
+        return self.state is State.WAITING and (bool(self.past) or self.trajectory.ready)
 
     @property
     def poses_queued(self) -> int:
@@ -90,8 +106,12 @@ class Session:
     def begin(self, now_s: float, ready_s: float, forward: int) -> None:
         """Start the next chunk: this is the last moment at which a control counts for it."""
         self.move(State.DENOISING)
-        self.path = self.trajectory.take(self.chunk_index)
-        self.prompt, self._next_prompt = self._next_prompt, None
+        if self.past:
+            self.path, self.prompt = self.past[0].path, self.past[0].prompt
+        else:
+            self.path = self.trajectory.take(self.chunk_index)
+            self.prompt, self._next_prompt = self._next_prompt, None
+        self.prompt_text = self.prompt_text if self.prompt is None else self.prompt.text
         self.started_s, self.begin_forward = now_s, forward
         self.ready_s = ready_s if self.chunk_index else now_s  # a first chunk may have waited for its poses, not for us
 
@@ -107,9 +127,47 @@ class Session:
         if self.step_index == self._num_steps:
             self.move(State.COMMITTING)
         elif self.step_index > self._num_steps:
-            self.move(State.WAITING if self.attached else State.DETACHED)
-            self.chunk_index, self.step_index, self.path, self.prompt = self.chunk_index + 1, 0, None, None
-            self.ready_s = now_s
+            self._rest(self.chunk_index + 1, now_s)
+            if self.past:
+                self.past.popleft()
+                self.pacing.restart(self.chunk_index, now_s)
+
+    def _rest(self, chunk_index: int, now_s: float) -> None:
+        """No chunk is under way, this one is next."""
+        state = State.WAITING if self.attached else State.DETACHED
+        if self.state is not state:
+            self.move(state)
+        self.chunk_index, self.step_index, self.path, self.prompt = chunk_index, 0, None, None
+        self.ready_s = now_s
+
+    def moment(self, save_id: str | None = None) -> Moment:
+        """Where it is; by a name it knows that it can go back there. IllegalState in the middle of a chunk."""
+        if self.in_chunk or self.past or self.state is State.ENDED:
+            raise IllegalState(f"session {self.id!r} is {self.state}, not between two chunks")
+        if save_id is not None:
+            self.saves = (*self.saves, save_id)
+        next_prompt = None if self._next_prompt is None else self._next_prompt.text
+        return Moment(
+            self.chunk_index, self.control, self.trajectory.heading, self.prompt_text, next_prompt, self.digest,
+            self.saves,
+        )  # fmt: skip
+
+    def resume(self, moment: Moment, next_prompt: Prompt | None, now_s: float, same_clock: bool) -> None:
+        """Go on from there; a chunk under way is given up. ValueError, and nothing changes, if it is of another kind
+        of control."""
+        self.trajectory.resume(moment.heading, same_clock)
+        self.prompt_text, self._next_prompt = moment.prompt, next_prompt
+        self.digest = moment.digest
+        self._rest(moment.chunk_index, now_s)
+        self.pacing.restart(moment.chunk_index, now_s)
+
+    def retrace(
+        self, past: Iterable[Past], heading: Heading, next_prompt: Prompt | None, saves: tuple[str, ...]
+    ) -> None:
+        """Make chunks again that were made before, and go on from there with nothing held."""
+        self.trajectory.resume(heading, same_clock=False)
+        self.trajectory.restart()
+        self.past, self._next_prompt, self.saves = deque(past), next_prompt, saves
 
     def detach(self) -> None:
         """Nobody is connected: a chunk under way is finished, no other begins."""

@@ -78,6 +78,12 @@ export const ERRORS = {
   bad_prompt: { toast: 'The world did not understand these words.' },
   bad_pose: { toast: 'The server did not accept a camera pose.' },
   pose_queue_full: { toast: 'More camera poses are waiting than the server holds.' },
+  no_saves: { toast: 'This server keeps no saves.' },
+  too_many_saves: { toast: 'No more saves are kept: you have as many as there may be.' },
+  saves_full: { toast: 'There is no room for another save.' },
+  save_failed: { toast: 'The server could not write the save.' },
+  unknown_save: { toast: 'That save is not there any more.' },
+  bad_save: { toast: 'That save cannot be used any more.' },
   replaced: { state: 'replaced' },
   slow_client: {
     ...again, title: 'Your network fell behind', text: 'Pictures were not arriving any more, so the server let go.',
