@@ -10,7 +10,7 @@ CONSTRAINTS := $(if $(shell command -v nvidia-smi 2>/dev/null),,constraints/cpu.
 INSTALL := $(IN_VENV) -m pip install --disable-pip-version-check $(addprefix --constraint ,$(CONSTRAINTS))
 WORLD_OPTIONS = $(if $(WORLD),--world "$(WORLD)") $(if $(PLAYERS),--players $(PLAYERS))
 
-.PHONY: play test lint bench clean
+.PHONY: play test lint bench recording clean
 
 play: $(VENV)/core.stamp
 	@$(IN_VENV) -m gameserver serve $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT)) $(WORLD_OPTIONS)
@@ -24,6 +24,10 @@ lint: $(VENV)/dev.stamp
 
 bench: $(VENV)/core.stamp
 	@$(IN_VENV) -m gameserver bench $(WORLD_OPTIONS)
+
+# The built-in world's recording in tests/vectors, to be made again when its weights change.
+recording: $(VENV)/dev.stamp
+	@$(IN_VENV) -m tests.vectors.record
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

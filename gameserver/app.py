@@ -12,13 +12,14 @@ from http import HTTPStatus
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
 
+from gameserver.audience import MAX_WATCHING
 from gameserver.connection import Connection
 from gameserver.door import Door, Settings
 from gameserver.engine import LoadWorld
 from gameserver.site import Site
 from gameserver.websocket import PlaySocket
 
-CONNECTIONS_PER_SEAT, CONNECTIONS_SPARE = 4, 32  # sockets beyond the seats: resuming, refused, not yet greeted
+CONNECTIONS_PER_SEAT, CONNECTIONS_SPARE = 4, 32  # sockets beside spectators: resuming, refused, not yet greeted
 STOP_S = 4.0  # for the forward under way
 CLOSE_S = 1.0  # for a client to close its side
 
@@ -59,7 +60,7 @@ async def running(settings: Settings, load: LoadWorld) -> AsyncIterator[App]:
 
     def process_request(connection: ServerConnection, request: Request) -> Response | None:
         answer = site.answer(request)
-        limit = CONNECTIONS_PER_SEAT * settings.capacity + CONNECTIONS_SPARE
+        limit = (CONNECTIONS_PER_SEAT + MAX_WATCHING) * settings.capacity + CONNECTIONS_SPARE
         if answer is None and len(server.connections) >= limit:
             return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections\n")
         return answer

@@ -1,6 +1,7 @@
 """Measure a world on this machine: several players in one forward, against the same players one after another.
 
 Every player is always behind its deadline, so each tick runs all the rows there are: this is throughput, not pacing.
+With --recording: what it costs a tick to write everything down, with and without turn by turn.
 """
 
 from __future__ import annotations
@@ -12,20 +13,19 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from gameserver.preparation import scene_intrinsics
+from gameserver.bench_walk import start, walk
+from gameserver.progress import report
+from gameserver.recording_cost import RecordingCost, measure_recording
 from gameserver.serve import player_count, world_loader
-from sessions.control import Control
-from sessions.tick import Game, TickResult
-from world.chunk import Start, World, WorldError
-
-BEHIND_S = 1000.0  # the game's clock jumps by this each tick, so that nobody waits for a deadline
+from world.chunk import World, WorldError
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +42,6 @@ class Measured:
     speedup: float  # fps over that
 
 
-@dataclass(frozen=True, slots=True)
-class _Walk:
-    ticks_s: tuple[float, ...]
-    rows: int
-    frames: int
-    seconds: float
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--world", help="a checkpoint's directory, or `pattern` for test pictures (default: meadow)")
     counts = "how many at once (default: 1,2,4,8)"
@@ -58,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--warmup", type=player_count, default=2, help="chunks before that (default: %(default)s)")
     agents = "measure instead how fast so many gymnasium environments step, such as 1,4,16, on a server of their own"
     parser.add_argument("--environments", type=_player_counts, metavar="COUNTS", help=agents)
+    parser.add_argument("--recording", action="store_true", help="measure what recording costs instead")
     parser.add_argument("--json", action="store_true", help="only one line of JSON on stdout")
 
 
@@ -70,16 +63,25 @@ def run(args: argparse.Namespace) -> int:
     if args.environments:
         return _run_environments(args)
     started_s = time.perf_counter()
-    world = world_loader(args.world, max(args.players))(_report)
-    world.prewarm(_report)
+    world = world_loader(args.world, max(args.players))(report)
+    world.prewarm(report)
     about = describe(world, time.perf_counter() - started_s)
     if not args.json:
         print("\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in about.items()))
+    results: list[Measured] | list[RecordingCost] = (
+        list(_recordings(world, args)) if args.recording else list(_players(world, args))
+    )
+    if args.json:
+        print(json.dumps({**about, "results": [asdict(result) for result in results]}))
+    return 0
+
+
+def _players(world: World, args: argparse.Namespace) -> Iterator[Measured]:
+    if not args.json:
         print("players   ms a tick     p95   rows   fps in all   a player   one by one   ratio")
-    results: list[Measured] = []
     for num_players in args.players:
         result = measure(world, num_players, args.chunks, args.warmup)
-        results.append(result)
+        yield result
         if not args.json:
             print(
                 f"{result.players:7} {result.ms_a_tick:11.2f} {result.ms_a_tick_p95:7.2f} {result.rows_a_forward:6.2f}"
@@ -87,9 +89,22 @@ def run(args: argparse.Namespace) -> int:
                 f" {result.speedup:7.2f}",
                 flush=True,
             )
-    if args.json:
-        print(json.dumps({**about, "results": [asdict(result) for result in results]}))
-    return 0
+
+
+def _recordings(world: World, args: argparse.Namespace) -> Iterator[RecordingCost]:
+    if not args.json:
+        print("players   rounds   ms a tick     p95   recorded     p95    ratio   digest in both, ms a chunk")
+    for num_players in args.players:
+        with tempfile.TemporaryDirectory(prefix="manyworlds-bench-") as directory:
+            cost = measure_recording(world, num_players, args.chunks, args.warmup, Path(directory), time.perf_counter)
+        yield cost
+        if not args.json:
+            print(
+                f"{cost.players:7} {cost.rounds:8} {cost.ms_a_tick:11.3f} {cost.ms_a_tick_p95:7.3f}"
+                f" {cost.recorded_ms_a_tick:10.3f} {cost.recorded_ms_a_tick_p95:7.3f} {cost.ratio:8.4f}"
+                f" {cost.digest_ms:8.3f}",
+                flush=True,
+            )
 
 
 def _run_environments(args: argparse.Namespace) -> int:
@@ -118,9 +133,9 @@ def _run_environments(args: argparse.Namespace) -> int:
 def measure(
     world: World, num_players: int, num_chunks: int, warmup_chunks: int, clock: Callable[[], float] = time.perf_counter
 ) -> Measured:
-    starts = [_start(world, player) for player in range(num_players)]
-    together = walk(world, starts, num_chunks, warmup_chunks, clock)
-    alone = [walk(world, [start], num_chunks, warmup_chunks, clock) for start in starts]
+    joins = [start(world, player) for player in range(num_players)]
+    together = walk(world, joins, num_chunks, warmup_chunks, clock)
+    alone = [walk(world, [join], num_chunks, warmup_chunks, clock) for join in joins]
     alone_fps = sum(each.frames for each in alone) / sum(each.seconds for each in alone)
     fps = together.frames / together.seconds
     ticks_ms = [1000 * tick for tick in together.ticks_s]
@@ -128,46 +143,6 @@ def measure(
         num_players, statistics.median(ticks_ms), float(np.percentile(ticks_ms, 95)),
         together.rows / len(together.ticks_s), fps, fps / num_players, alone_fps, fps / alone_fps,
     )  # fmt: skip
-
-
-def walk(
-    world: World, starts: Sequence[Start], num_chunks: int, warmup_chunks: int, clock: Callable[[], float]
-) -> _Walk:
-    """Everybody walks and turns; counts the ticks from everybody's last warm-up chunk to anybody's last chunk."""
-    game = Game(world)
-    ids = [f"player-{number}" for number in range(len(starts))]
-    now_s, ticks_s, rows, frames = 0.0, list[float](), 0, 0
-    done = dict.fromkeys(ids, 0)
-    for number, (session_id, start) in enumerate(zip(ids, starts, strict=True)):
-        game.join(session_id, start, "axes", now_s)
-        for _ in range(number % (world.num_steps + 1)):  # so that rows stand at different steps, as in play
-            now_s += BEHIND_S
-            for chunk in _tick(game, now_s).finished:
-                done[chunk.session_id] += 1
-    turn_seq, measuring = 0, False
-    while max(done.values()) < warmup_chunks + num_chunks + len(starts):
-        measuring = measuring or min(done.values()) >= warmup_chunks
-        turn_seq += 1
-        for number, session_id in enumerate(ids):
-            turn = 1.0 if (turn_seq // 40 + number) % 2 else -1.0
-            game.steer(session_id, Control(turn_seq, turn_seq * 20.0, (1.0, 0.0, turn, 0.0)))
-        now_s += BEHIND_S
-        began_s = clock()
-        result = _tick(game, now_s)
-        elapsed_s = clock() - began_s
-        for chunk in result.finished:
-            done[chunk.session_id] += 1
-        if measuring:
-            ticks_s.append(elapsed_s)
-            rows += len(result.rows)
-            frames += sum(len(chunk.picture.frames) for chunk in result.finished)
-    for session_id in ids:
-        game.leave(session_id)
-    return _Walk(tuple(ticks_s), rows, frames, sum(ticks_s))
-
-
-def _tick(game: Game, now_s: float) -> TickResult:
-    return game.tick(now_s, lambda: now_s)
 
 
 def describe(world: World, load_s: float) -> dict[str, object]:
@@ -188,17 +163,6 @@ def describe(world: World, load_s: float) -> dict[str, object]:
 
 def machine() -> dict[str, object]:
     return {"cpu": _cpu_model(), "cores": _cores(), "commit": _commit()}
-
-
-def _start(world: World, player: int) -> Start:
-    scene = world.scenes[player % len(world.scenes)]
-    prompt, image = world.encode_prompt(scene.prompt), world.prepare_image(scene.image)
-    return Start(player, prompt, image, np.array(scene_intrinsics(scene, world.geometry), np.float32), scene.scale)
-
-
-def _report(stage: str, share: float) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{stage} {share:4.0%}" + ("\r\x1b[K" if share >= 1 else ""), end="", file=sys.stderr, flush=True)
 
 
 def _cpu_model() -> str:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 from collections.abc import Awaitable, Callable
 from functools import partial
 
 from websockets.exceptions import ConnectionClosed
 
+from gameserver import protocol
 from gameserver.door import Door
 from gameserver.encoder import Codec, choose_codec
 from gameserver.lobby import Seat
-from gameserver.mailbox import Extend, Join, Presence, PromptChange, Slack, Steer
-from gameserver.notes import Frames, Refused
+from gameserver.mailbox import Extend, Fork, Join, Keep, Presence, PromptChange, Rewind, Slack, Steer
+from gameserver.notes import Frames, Loaded, Refused, Saved
 from gameserver.outbox import Outbox
 from gameserver.protocol import (
     EXPELLED,
@@ -23,14 +25,19 @@ from gameserver.protocol import (
     Bye,
     Control,
     Hello,
+    LoadGame,
     Ping,
     Pong,
     ProtocolError,
+    SaveGame,
     SetPrompt,
+    Share,
+    Shared,
     WantKeyframe,
     Welcome,
     encode,
 )
+from gameserver.saves import Place
 from gameserver.turns import Turns
 from gameserver.websocket import PlaySocket
 from gameserver.wire import Event, PoseBatch, ServerProtocol, State
@@ -49,6 +56,7 @@ class Connection:
         self.door = door
         self.protocol = ServerProtocol()
         self.seat: Seat | None = None
+        self.watched: Seat | None = None  # somebody else's
         self._loop = asyncio.get_running_loop()
         self._opened_s = self._loop.time()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -57,6 +65,8 @@ class Connection:
         self._prompt_wanted: str | None = None  # to be encoded after the one under way
         self._prompting = False
         self._turns: Turns | None = None  # in lockstep
+        self._load_wanted: str | None = None  # likewise
+        self._loading = False
 
     async def run(self) -> None:
         """Until either side ends it. Raises nothing."""
@@ -71,6 +81,8 @@ class Connection:
                 task.cancel()
             self.protocol.close()
             self._leave_seat()
+            if self.watched is not None:
+                self.watched.audience.leave(self._outbox)
 
     # What the door calls. None of these blocks.
 
@@ -83,6 +95,12 @@ class Connection:
             self.end_soon(error)
         else:
             self._reply_error(error)
+
+    def saved(self, note: Saved) -> None:
+        self._outbox.reply(protocol.Saved(save=note.save_id, chunk=note.chunk_index))
+
+    def loaded(self, note: Loaded) -> None:
+        self._outbox.loaded(note)
 
     def end_soon(self, error: ProtocolError) -> None:
         self._spawn(partial(self._end, error))
@@ -117,6 +135,10 @@ class Connection:
             case Bye():
                 if seat is not None:
                     self.door.release(seat)
+            case Ack() if self.watched is not None:
+                self._outbox.acked(event)
+            case WantKeyframe() if self.watched is not None:
+                self._outbox.lost_track()
             case _ if seat is None:  # lost to another connection while messages were on their way
                 pass
             case Control():
@@ -129,8 +151,16 @@ class Connection:
                 self._prompt_wanted = event.text
                 if not self._prompting:
                     self._spawn(self._change_prompt)
+            case SaveGame():
+                self._save(seat)
+            case LoadGame():
+                self._load_wanted = event.save
+                if not self._loading:
+                    self._spawn(self._load)
             case WantKeyframe():
                 self._outbox.key_wanted = True
+            case Share():
+                self._outbox.reply(Shared(code=self._share(seat, event.on)))
             case Ack():
                 chunk_index = self._outbox.acked(event)
                 if event.slack_ms is not None and chunk_index is not None:
@@ -142,7 +172,10 @@ class Connection:
         """From hello to welcome: the seat of the token, or a new one."""
         door = self.door
         door.check_open()
-        seat = door.lobby.by_token(hello.token)
+        if hello.watch is not None:
+            self._watch_session(hello.watch, hello)
+            return
+        seat = await door.seat_of(hello.token)
         resumed = seat is not None
         seat = await self._join(hello) if seat is None else self._resume(seat, hello)
         codec = choose_codec(hello.codecs)
@@ -151,7 +184,34 @@ class Connection:
         if seat.lockstep:
             self._turns = Turns(door, seat, self._reply_error, self._loop.time)
         left = None if self._turns is None else self._turns.left
+        seat.audience.follow(self._outbox, codec)
+        self._outbox.audience = seat.audience
         self._outbox.open(codec, door.world.geometry, door.settings.limits, left)
+
+    def _watch_session(self, code: str, hello: Hello) -> None:
+        """ProtocolError `not_shared`, `other_codec`, `full`."""
+        door, seat = self.door, self.door.lobby.by_code(code)
+        if seat is None or seat.audience.codec is None:
+            raise ProtocolError("not_shared", "no session can be watched by this code")
+        codec = seat.audience.codec
+        if codec not in hello.codecs:
+            raise ProtocolError("other_codec", f"this session is sent as {codec}")
+        seat.audience.join(self._outbox, self.end_soon)
+        self.watched = seat
+        door.counts.watching += 1
+        self.protocol.welcomed()
+        self._outbox.reply(self._welcome(seat, False, codec))
+        self._outbox.watch(door.world.geometry, door.settings.limits)
+
+    def _share(self, seat: Seat, on: bool) -> str:
+        """The code to watch by, the same until sharing is turned off."""
+        audience = seat.audience
+        if not on:
+            audience.code = ""
+            audience.end(ProtocolError("not_shared", "the player does not share this session any more"))
+        elif not audience.code:
+            audience.code = secrets.token_urlsafe(9)
+        return audience.code
 
     def _resume(self, seat: Seat, hello: Hello) -> Seat:
         if hello.control != seat.control:
@@ -167,6 +227,41 @@ class Connection:
         return seat
 
     async def _join(self, hello: Hello) -> Seat:
+        """A new session, of a save or of a place."""
+        door = self.door
+        if hello.save is not None:
+            seat = await self._fork(hello, hello.save)
+        else:
+            seat = await self._begin(hello)
+        await door.enter(seat)
+        door.counts.sessions += 1
+        return seat
+
+    async def _fork(self, hello: Hello, save_id: str) -> Seat:
+        door = self.door
+        kept = await door.read_save(save_id, fatal=True)
+        place, moment = kept.place, kept.save.moment
+        if hello.control != moment.control:
+            raise ProtocolError("out_of_order", f"that session is moved by {moment.control}, not by {hello.control}")
+        seat = door.reserve(hello.control, place.scene, moment.prompt, place.seed)
+        seat.own_prompt, seat.first_chunk, seat.lockstep = place.own_prompt, moment.chunk_index, hello.lockstep
+        try:
+            prompt = None if moment.next_prompt is None else await door.preparation.prompt(moment.next_prompt)
+            await self._admit(seat, Fork(seat.session_id, kept, prompt, seat.lockstep))
+        except BaseException:
+            door.release(seat)
+            raise
+        return seat
+
+    async def _admit(self, seat: Seat, letter: Join | Fork) -> None:
+        """Until the game has taken the session in."""
+        self.door.check_open()
+        self._sit(seat)
+        if not self.door.mailbox.put(letter):
+            raise ProtocolError("full", "too many players are coming in at once")
+        await seat.joined
+
+    async def _begin(self, hello: Hello) -> Seat:
         door = self.door
         preparation, words = door.preparation, (hello.prompt or "").strip()
         seat = door.reserve(hello.control, preparation.scene(hello.scene).id, words, hello.seed)
@@ -182,16 +277,12 @@ class Connection:
             seat.scene_id, seat.own_prompt, seat.prompt = hello.scene or place.id, place.prompt, words or place.prompt
             prompt = await preparation.prompt(seat.prompt)
             start = await preparation.start(hello, place, prompt, seat.seed)
-            door.check_open()
-            self._sit(seat)
             picture = None if place in door.world.scenes else place.image  # a recording refers to scenes by name
-            if not door.mailbox.put(Join(seat.session_id, start, seat.control, place.id, picture, seat.lockstep)):
-                raise ProtocolError("full", "too many players are coming in at once")
-            await seat.joined
+            join = Join(seat.session_id, start, seat.control, place.id, picture, seat.lockstep)
+            await self._admit(seat, join)
         except BaseException:
             door.release(seat)
             raise
-        door.counts.sessions += 1
         return seat
 
     def _sit(self, seat: Seat) -> None:
@@ -210,11 +301,13 @@ class Connection:
         world, lobby = self.door.world, self.door.lobby
         geometry = world.geometry
         return Welcome(
-            version=VERSION, session=seat.session_id, token=seat.token, resumed=resumed,
+            version=VERSION, session=seat.session_id, token="" if self.watched else seat.token, resumed=resumed,
             world=world.name, scene=seat.scene_id, prompt=seat.prompt, seed=seat.seed,
             width=geometry.width, height=geometry.height, fps=geometry.fps,
             chunk_frames=geometry.video_frames(1), first_chunk_frames=geometry.video_frames(0),
             codec=codec, control=seat.control, players=len(lobby), capacity=lobby.capacity,
+            watching=self.watched is not None,
+            chunk=seat.chunk if resumed else seat.first_chunk, control_seq=seat.control_seq if resumed else 0,
         )  # fmt: skip
 
     async def _change_prompt(self) -> None:
@@ -231,6 +324,31 @@ class Connection:
                     self.door.mailbox.put(PromptChange(self.seat.session_id, prompt))
         finally:
             self._prompting = False
+
+    def _save(self, seat: Seat) -> None:
+        if self.door.saves is None:
+            self._reply_error(ProtocolError("no_saves", "this server keeps no saves"))
+            return
+        save_id = f"{seat.session_id}-{secrets.token_hex(16)}"  # whoever knows it may begin there
+        place = Place(seat.scene_id, seat.own_prompt, seat.seed)
+        self.door.mailbox.put(Keep(seat.session_id, save_id, place))
+
+    async def _load(self) -> None:
+        """As with prompts."""
+        self._loading = True
+        try:
+            while self._load_wanted is not None and self.seat is not None:
+                save_id, self._load_wanted = self._load_wanted, None
+                try:
+                    save = (await self.door.read_save(save_id)).save
+                    asked = save.moment.next_prompt
+                    prompt = None if asked is None else await self.door.preparation.prompt(asked)
+                except ProtocolError as error:
+                    self._reply_error(error)
+                else:
+                    self.door.mailbox.put(Rewind(self.seat.session_id, save_id, save, prompt))
+        finally:
+            self._loading = False
 
     def _reply_error(self, error: ProtocolError) -> None:
         self.door.counts.errors[error.code] += 1

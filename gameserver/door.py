@@ -14,12 +14,15 @@ from gameserver.backpressure import Limits
 from gameserver.counts import Counts
 from gameserver.engine import Engine, LoadWorld, Phase
 from gameserver.journal import Keep
+from gameserver.ledger import Ticket, hash_token
 from gameserver.lobby import Lobby, Seat
 from gameserver.mailbox import Leave, Mailbox, Presence
-from gameserver.notes import Ended, Frames, Joined, Note, Refused
+from gameserver.notes import Ended, Frames, Joined, Loaded, Note, Refused, Saved
 from gameserver.preparation import Preparation
 from gameserver.protocol import ProtocolError
 from gameserver.recorder import Recorder
+from gameserver.recovery import Lost, Recovery, RecoveryError
+from gameserver.saves import Kept, SaveRefused, Saves, Shelf
 from sessions.trajectory import ControlKind
 from world.chunk import World
 
@@ -37,6 +40,7 @@ class Settings:
     stats_s: float = 1.0
     limits: Limits = field(default_factory=Limits)
     record: Keep | None = None  # None: sessions are not recorded
+    saves: Shelf | None = None  # None: nothing is saved, and a crash is the end of every session
 
 
 class Door:
@@ -45,8 +49,15 @@ class Door:
         self.counts = Counts()
         self.lobby = Lobby(settings.capacity)
         self.mailbox = Mailbox(settings.capacity)
-        self.recorder = None if settings.record is None else Recorder(settings.record, self._post)
-        self.engine = Engine(load, self._post, self.mailbox, recorder=self.recorder)
+        self.saves = None if settings.saves is None else Saves(settings.saves, self._post)
+        lost = (lambda session_id: None) if self.saves is None else self.saves.forget
+        self.recorder = None if settings.record is None else Recorder(settings.record, self._post, lost)
+        self.engine = Engine(load, self._post, self.mailbox, recorder=self.recorder, saves=self.saves)
+        self.recovery: Recovery | None = None
+        if self.saves is not None and settings.record is not None:
+            self.recovery = Recovery(settings.record.directory, self.saves)
+            self.lobby.reserved = len(self.recovery)
+        self._returning: set[asyncio.Task[None]] = set()
         self.encoders = ThreadPoolExecutor(4, "encode")
         self.closing = False
         self.settled = asyncio.Event()  # the engine is ready, or has failed
@@ -77,6 +88,81 @@ class Door:
             progress = self.engine.progress
             raise ProtocolError("not_ready", f"the world is still warming up: {progress.stage} {progress.share:.0%}")
 
+    async def read_save(self, save_id: str, fatal: bool = False) -> Kept:
+        """ProtocolError `no_saves`, `unknown_save` or `bad_save`."""
+        try:
+            if self.saves is None:
+                raise SaveRefused("no_saves", "this server keeps no saves")
+            return await self._loop.run_in_executor(self._preparers, self.saves.get, save_id)
+        except SaveRefused as refused:
+            raise ProtocolError(refused.code, refused.message, fatal) from None
+
+    async def enter(self, seat: Seat) -> None:
+        """Have the session be found after a crash; from here on its player may be told the token."""
+        if self.saves is not None and self.recorder is not None:
+            ticket = Ticket(
+                session=seat.session_id, token_hash=hash_token(seat.token), control=seat.control, scene=seat.scene_id,
+                recording=self.recorder.path(seat.session_id).name, own_prompt=seat.own_prompt, seed=seat.seed,
+                lockstep=seat.lockstep,
+            )  # fmt: skip
+            await asyncio.wrap_future(self.saves.enter(ticket))
+
+    async def seat_of(self, token: str | None) -> Seat | None:
+        """Where a token continues, once the game has the session; None where there is nothing to continue."""
+        seat = self.lobby.by_token(token)
+        if seat is None and token and self.recovery is not None and (lost := self.recovery.claim(token)) is not None:
+            seat = self._seat_again(token, lost.ticket)
+            task = self._loop.create_task(self._bring_back(seat, lost, self.recovery))
+            self._returning.add(task)
+            task.add_done_callback(self._returning.discard)
+        if seat is None:
+            return None
+        await asyncio.wait([seat.joined])
+        return None if seat.joined.cancelled() or seat.joined.exception() is not None else seat
+
+    def _seat_again(self, token: str, ticket: Ticket) -> Seat:
+        joined: asyncio.Future[None] = self._loop.create_future()
+        seat = Seat(ticket.session, token, ticket.control, ticket.scene, "", ticket.seed, joined, None)
+        seat.own_prompt, seat.lockstep = ticket.own_prompt, ticket.lockstep
+        self.lobby.reserved -= 1
+        self.lobby.add(seat)
+        return seat
+
+    async def _bring_back(self, seat: Seat, lost: Lost, recovery: Recovery) -> None:
+        """Raises nothing; the seat's `joined` says how it went."""
+        try:
+            letter = await self._loop.run_in_executor(self._preparers, recovery.prepare, lost, self.world)
+            told = letter.story
+            seat.prompt, seat.chunk, seat.control_seq = told.prompt, len(told.chunks), told.control_seq
+            if not self.mailbox.put(letter):
+                letter.journal.close()
+                raise RecoveryError("too many players are coming in at once")
+            await asyncio.wait([seat.joined], timeout=self.settings.saves.recover_s if self.settings.saves else None)
+            if not seat.joined.done():
+                raise RecoveryError("it took too long")
+        except Exception as fault:
+            if not isinstance(fault, RecoveryError):
+                log.exception("a session could not be brought back")
+            if not seat.joined.done():
+                seat.joined.set_exception(ProtocolError("bad_save", str(fault)))
+        if seat.joined.cancelled() or seat.joined.exception() is not None:
+            recovery.counts.failed += 1
+            why = "it was given up" if seat.joined.cancelled() else seat.joined.exception()
+            log.warning("session %s could not be brought back: %s", seat.session_id, why)
+            self.release(seat)
+        else:
+            recovery.counts.recovered += 1
+            if seat.occupant is None:
+                self._wait_for_player(seat)
+
+    def _expire_lost(self, recovery: Recovery) -> None:
+        """Nobody came back for them: their places are free."""
+        if self.closing:  # they may be found again
+            return
+        for lost in recovery.abandon():
+            self._preparers.submit(recovery.expire, lost)
+        self.lobby.reserved = 0
+
     def reserve(self, control: ControlKind, scene_id: str, prompt: str, seed: int | None) -> Seat:
         """A seat with a fresh session and token. ProtocolError `full`."""
         seed = secrets.randbelow(2**32) if seed is None else seed
@@ -94,6 +180,10 @@ class Door:
         """The connection is gone: keep the seat for a while."""
         seat.occupant = None
         self.mailbox.put(Presence(seat.session_id, False))
+        self._wait_for_player(seat)
+
+    def _wait_for_player(self, seat: Seat) -> None:
+        self.occupied(seat)
         seat.expiry = self._loop.call_later(self.settings.grace_s, self.release, seat)
 
     def release(self, seat: Seat) -> None:
@@ -101,6 +191,7 @@ class Door:
         self.occupied(seat)
         if not seat.joined.cancel() and not seat.joined.cancelled():
             seat.joined.exception()  # nobody may be left to look at it
+        seat.audience.end(ProtocolError("not_shared", "the session that was watched is over"))
         if self.lobby.remove(seat):
             self.mailbox.put(Leave(seat.session_id))
 
@@ -114,12 +205,17 @@ class Door:
         stopped = self.engine.stop(timeout_s)
         if self.recorder is not None:
             stopped = self.recorder.close(timeout_s) and stopped
+        if self.recovery is not None:
+            self.recovery.close()
+        if self.saves is not None:
+            stopped = self.saves.close(timeout_s) and stopped
         for pool in (self.encoders, self._preparers):
             pool.shutdown(wait=False, cancel_futures=True)
         return stopped
 
     def _end_all(self, error: ProtocolError) -> None:
         for seat in self.lobby.seats:
+            seat.audience.end(error)
             if seat.occupant is not None:
                 seat.occupant.end_soon(error)
             elif not seat.joined.done():
@@ -140,6 +236,8 @@ class Door:
 
     def _hand_out(self) -> None:
         if self.engine.phase not in (Phase.LOADING, Phase.PREWARMING):
+            if self.recovery is not None and self.settings.saves is not None and not self.settled.is_set():
+                self._loop.call_later(self.settings.saves.recover_s, self._expire_lost, self.recovery)
             self.settled.set()
         while self._notes:
             self._deliver(self._notes.popleft())
@@ -148,7 +246,7 @@ class Door:
         if isinstance(note, Ended):
             self._end_all(ProtocolError("internal", "the world has stopped"))
             return
-        assert isinstance(note, Joined | Refused | Frames)
+        assert isinstance(note, Joined | Refused | Saved | Loaded | Frames)
         seat = self.lobby[note.session_id]
         if seat is None:
             return
@@ -160,7 +258,15 @@ class Door:
                 seat.joined.set_exception(ProtocolError(note.code, note.message))
             elif seat.occupant is not None:
                 seat.occupant.refuse(note)
+        elif isinstance(note, Saved):
+            if seat.occupant is not None:
+                seat.occupant.saved(note)
+        elif isinstance(note, Loaded):
+            seat.prompt, seat.chunk = note.prompt, note.chunk_index
+            if seat.occupant is not None:
+                seat.occupant.loaded(note)
         else:
+            seat.chunk, seat.control_seq = note.chunk.chunk_index + 1, note.chunk.control_seq
             if note.chunk.prompt is not None:
                 seat.prompt = note.chunk.prompt.text
             if seat.occupant is not None:

@@ -10,12 +10,29 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from gameserver.diary import Diary
-from gameserver.mailbox import Extend, Join, Leave, Left, Letter, Mailbox, Presence, PromptChange, Slack, Steer, Step
-from gameserver.notes import Ended, Frames, Joined, Note, Refused
+from gameserver.mailbox import (
+    Extend,
+    Fork,
+    Join,
+    Keep,
+    Leave,
+    Left,
+    Letter,
+    Mailbox,
+    Presence,
+    PromptChange,
+    Return,
+    Rewind,
+    Slack,
+    Steer,
+    Step,
+)
+from gameserver.notes import Ended, Frames, Joined, Loaded, Note, Refused
 from gameserver.recorder import Recorder
+from gameserver.saves import SaveRefused, Saves
 from sessions.lockstep import ControlQueueFull
 from sessions.roster import Full, UnknownSession
-from sessions.tick import Counters, Finished, Game
+from sessions.tick import Counters, Finished, Game, TickResult
 from sessions.trajectory import PoseQueueFull
 from world.chunk import Prompt, Report, World, WorldError
 
@@ -56,6 +73,7 @@ class Engine:
         mailbox: Mailbox,
         clock: Callable[[], float] = time.monotonic,
         recorder: Recorder | None = None,  # what is told goes through it; it delivers to the same place
+        saves: Saves | None = None,
     ) -> None:
         self.mailbox = mailbox
         self.phase = Phase.LOADING
@@ -67,7 +85,10 @@ class Engine:
         self.ticks = 0
         self._load = load
         self._deliver = deliver
-        self._diary = Diary(deliver, recorder)
+        self._diary = Diary(deliver, recorder, saves)
+        self._recorder, self._saves = recorder, saves
+        self._to_save: dict[str, Keep] = {}  # by session, for when no chunk of it is under way
+        self._returning: dict[str, Return] = {}  # by session, until they are where they were
         self._clock = clock
         self._beat_s = clock()
         self._stopping = threading.Event()
@@ -131,7 +152,8 @@ class Engine:
             why = "the server went down"
         finally:
             for session in game.roster:
-                self._diary.mark(session.id, "end", why)
+                if session.id not in self._returning:  # which is as lost as before, and may be found again
+                    self._diary.end(session.id, why)
             self._diary.tell([], self._clock())
 
     def _report(self, stage: str, share: float) -> None:
@@ -148,14 +170,50 @@ class Engine:
         now_s = self._clock()
         due_s = game.due_s(now_s)
         if due_s is not None and due_s <= now_s:
-            finished = game.tick(now_s, self._clock).finished
-            for chunk in finished:
-                self._diary.chunk(chunk)
-            notes += [_frames(game, chunk) for chunk in finished]
+            notes += self._told_of(game, game.tick(now_s, self._clock))
             self.ticks += 1
+        notes += self._save(game, now_s)
         self._diary.tell(notes, self._clock())
         self.loops += 1
         self._beat_s = self._clock()
+
+    def _told_of(self, game: Game, result: TickResult) -> list[Note]:
+        for chunk in result.finished:
+            self._diary.chunk(chunk)
+        notes: list[Note] = [_frames(game, chunk) for chunk in result.finished]
+        for session_id, chunk_index in result.astray:
+            game.leave(session_id)
+            self._diary.back(self._returning.pop(session_id))
+            self._diary.end(session_id, f"it could not be brought back: chunk {chunk_index} came out another")
+            notes.append(Refused(session_id, "bad_save", f"chunk {chunk_index} came out another"))
+        return notes + [
+            self._came_back(game, session_id) for session_id in result.retraced if session_id in game.roster
+        ]
+
+    def _came_back(self, game: Game, session_id: str) -> Note:
+        """It stands still until its player is seen to be there."""
+        game.detach(session_id)
+        self._diary.back(self._returning.pop(session_id))
+        return Joined(session_id)
+
+    def _save(self, game: Game, now_s: float) -> list[Note]:
+        """What players asked to save, and now and then a moment of each session that is recorded."""
+        notes: list[Note] = []
+        if self._saves is None:
+            return notes
+        for session in game.roster:
+            if session.in_chunk or session.past:
+                continue
+            letter = self._to_save.pop(session.id, None)
+            try:
+                if letter is not None:
+                    self._saves.check_room(session.id)
+                    self._diary.save(letter, game.save(session.id, letter.save_id))
+                elif self._recorder is not None and self._saves.is_due(session.id, session.chunk_index, now_s):
+                    self._saves.keep(session.id, game.save(session.id), now_s)
+            except SaveRefused as refused:
+                notes.append(Refused(session.id, refused.code, refused.message))
+        return notes
 
     def _apply(self, game: Game, letter: Letter) -> Note | None:
         """Tell the game; what it refuses goes back to the sender and disturbs nobody else."""
@@ -166,6 +224,20 @@ class Engine:
                     game.join(session_id, start, control, self._clock(), lockstep)
                     self._diary.begin(letter)
                     return Joined(session_id)
+                case Fork(kept=kept, next_prompt=prompt, lockstep=lockstep):
+                    game.fork(session_id, kept.save, prompt, self._clock(), same_clock=False, lockstep=lockstep)
+                    self._diary.fork(letter)
+                    return Joined(session_id)
+                case Return():
+                    return self._bring_back(game, letter)
+                case Keep():
+                    self._to_save[session_id] = letter
+                case Rewind(save_id=save_id, save=save, next_prompt=prompt):
+                    if save_id not in game.roster[session_id].saves:
+                        return Refused(session_id, "unknown_save", "that is not a save of this session")
+                    game.rewind(session_id, save, prompt, self._clock(), same_clock=False)
+                    self._diary.mark(session_id, "rewind", save_id)
+                    return Loaded(session_id, save_id, save.moment.chunk_index, save.moment.prompt)
                 case Steer(control=control):
                     game.steer(session_id, control)
                 case Step(control=control, prompt=prompt):
@@ -188,7 +260,10 @@ class Engine:
                     self._diary.mark(session_id, "detach")
                 case Leave():
                     game.leave(session_id)
-                    self._diary.mark(session_id, "end", "the player left")
+                    self._to_save.pop(session_id, None)
+                    if session_id in self._returning:
+                        self._diary.back(self._returning.pop(session_id))
+                    self._diary.end(session_id, "the player left")
                 case _:
                     raise TypeError(f"no such letter: {letter}")
         except UnknownSession:  # it left while this was on its way
@@ -200,13 +275,31 @@ class Engine:
         except PoseQueueFull as fault:
             return Refused(session_id, "pose_queue_full", str(fault))
         except ValueError as fault:
-            return Refused(session_id, "bad_pose" if isinstance(letter, Extend) else "out_of_order", str(fault))
+            code = {Extend: "bad_pose", Fork: "bad_save", Rewind: "bad_save", Return: "bad_save"}
+            return Refused(session_id, code.get(type(letter), "out_of_order"), str(fault))
         return None
 
     def _ask(self, game: Game, session_id: str, prompt: Prompt | None) -> None:
         if prompt is not None:
             game.set_prompt(session_id, prompt)
             self._diary.mark(session_id, "prompt", prompt.text)
+
+    def _bring_back(self, game: Game, letter: Return) -> Note | None:
+        """Its last chunks are made again, beside what everybody plays."""
+        session_id, now_s = letter.session_id, self._clock()
+        try:
+            if letter.since is not None:
+                game.fork(session_id, letter.since, None, now_s, lockstep=letter.lockstep)
+            else:
+                assert letter.start is not None
+                game.join(session_id, letter.start, letter.story.header.control, now_s, letter.lockstep)
+        except (Full, ValueError):
+            letter.journal.close()
+            raise
+        tail = letter.tail
+        game.retrace(session_id, tail.past, tail.heading, tail.next_prompt, letter.story.saves)
+        self._returning[session_id] = letter
+        return None if tail.past else self._came_back(game, session_id)
 
 
 def _frames(game: Game, chunk: Finished) -> Frames:

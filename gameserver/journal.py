@@ -26,20 +26,45 @@ class Keep:
 
 def default_directory() -> Path:
     """This user's, by the XDG base directories. RuntimeError for a user without a home."""
+    return data_directory() / APP / "recordings"
+
+
+def data_directory() -> Path:
     data = os.environ.get("XDG_DATA_HOME", "")
-    return (Path(data) if data.startswith("/") else Path.home() / ".local" / "share") / APP / "recordings"
+    return Path(data) if data.startswith("/") else Path.home() / ".local" / "share"
 
 
 class Journal:
     """A new file. It is locked while it is open, so that no server, this one or another, removes it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, begins_with: bytes = b"") -> None:
         """OSError if it cannot be made, or is there already."""
         self.path = path
         self.num_bytes = 0
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(self._fd, fcntl.LOCK_EX)  # who looks whether it is finished holds it for microseconds
+        if begins_with:
+            self.append(begins_with)
+
+    @classmethod
+    def again(cls, path: Path) -> Journal:
+        """A file that is there, to go on with. OSError if it cannot be had; BlockingIOError if somebody writes it."""
+        journal = cls.__new__(cls)
+        journal.path = path
+        journal._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(journal._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            journal.num_bytes = os.fstat(journal._fd).st_size
+        except OSError:
+            journal.close()
+            raise
+        return journal
+
+    def cut(self, num_bytes: int) -> None:
+        """What comes after is no record."""
+        os.ftruncate(self._fd, num_bytes)
+        self.num_bytes = num_bytes
 
     def append(self, data: bytes) -> None:
         """All of it or, with an OSError, nothing of it."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+import secrets
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from gameserver.notes import Frames, Refused
+from gameserver.audience import Audience
+from gameserver.notes import Frames, Loaded, Refused, Saved
 from gameserver.protocol import ProtocolError
 from sessions.trajectory import ControlKind
 
@@ -17,6 +19,10 @@ class Occupant(Protocol):
     def deliver(self, frames: Frames) -> None: ...
 
     def refuse(self, refused: Refused) -> None: ...
+
+    def saved(self, note: Saved) -> None: ...
+
+    def loaded(self, note: Loaded) -> None: ...
 
     def end_soon(self, error: ProtocolError) -> None: ...
 
@@ -34,11 +40,16 @@ class Seat:
     expiry: asyncio.TimerHandle | None = None  # runs while nobody occupies it
     lockstep: bool = False
     own_prompt: str = ""  # of the place it started from, which an empty prompt brings back
+    audience: Audience = field(default_factory=Audience)
+    first_chunk: int = 0  # the one it began with
+    chunk: int = 0  # the next one, as far as is known here
+    control_seq: int = 0  # the last one that is in a chunk
 
 
 class Lobby:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
+        self.reserved = 0  # for players whose sessions were lost and who may come back
         self._seats: dict[str, Seat] = {}
         self._tokens: dict[str, Seat] = {}
 
@@ -53,13 +64,19 @@ class Lobby:
         return list(self._seats.values())
 
     def by_token(self, token: str | None) -> Seat | None:
-        """The seat a token continues; only one the game has taken in."""
-        seat = self._tokens.get(token) if token else None
-        return seat if seat is not None and seat.joined.done() else None
+        """The seat a token continues, perhaps before the game has taken it in."""
+        return self._tokens.get(token) if token else None
+
+    def by_code(self, code: str) -> Seat | None:
+        """The seat that is shared by this code."""
+        wanted = code.encode()
+        return next(
+            (seat for seat in self._seats.values() if secrets.compare_digest(seat.audience.code.encode(), wanted)), None
+        )
 
     def add(self, seat: Seat) -> None:
         """ProtocolError `full` if there is no seat left."""
-        if len(self) >= self.capacity:
+        if len(self) + self.reserved >= self.capacity:
             raise ProtocolError("full", f"all {self.capacity} places are taken")
         self._seats[seat.session_id] = self._tokens[seat.token] = seat
 

@@ -1,9 +1,9 @@
 """The one seam between the sockets' thread and the engine's: frozen letters in a bounded box.
 
 Each session has a quota a kind of letter, so no session can fill the box for another. Over it, by kind: steering takes
-in the newest one waiting (axes replace, looks add up); prompts, presence, slack and what has left replace it; poses,
-joins and the controls of sessions in lockstep are refused. A letter that takes another in goes to the end. Everything
-beside plain acceptance is counted.
+in the newest one waiting (axes replace, looks add up); prompts, presence, slack, what has left, saving and going back
+replace it; poses, joins and the controls of sessions in lockstep are refused. A letter that takes another in goes to
+the end. Everything beside plain acceptance is counted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from gameserver.journal import Journal
+from gameserver.saves import Kept, Place
 from sessions.control import Control
+from sessions.moment import Save
+from sessions.recovery import Story, Tail
 from sessions.trajectory import ControlKind
 from world.chunk import Prompt, Start
 
@@ -32,6 +36,44 @@ class Join(Letter):
     scene_id: str = ""
     picture: NDArray[np.uint8] | None = None  # [h, w, 3] that the start was made of, where no scene has it
     lockstep: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fork(Letter):
+    """Begin where a save left off."""
+
+    kept: Kept
+    next_prompt: Prompt | None  # of its moment
+    lockstep: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Return(Letter):
+    """Bring a session back that was lost, from a moment of it or, without one, from its start."""
+
+    start: Start | None
+    since: Save | None
+    story: Story
+    tail: Tail  # of the story, since then
+    journal: Journal  # its recording, to go on with
+    lockstep: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Keep(Letter):
+    """Save the session as soon as no chunk is under way."""
+
+    save_id: str
+    place: Place
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rewind(Letter):
+    """Go back to a save."""
+
+    save_id: str
+    save: Save
+    next_prompt: Prompt | None  # of its moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +131,10 @@ class Leave(Letter):
 
 
 QUOTA: dict[type[Letter], int] = {
-    Join: 1, Steer: 64, Step: 16, Extend: 16, PromptChange: 1, Slack: 1, Left: 1, Presence: 1, Leave: 1,
+    Join: 1, Fork: 1, Return: 1, Steer: 64, Step: 16, Extend: 16, PromptChange: 1, Slack: 1, Left: 1, Presence: 1,
+    Leave: 1, Keep: 1, Rewind: 1,
 }  # fmt: skip
+JOINS = (Join, Fork, Return)  # what begins a session
 
 
 class Mailbox:
@@ -115,13 +159,13 @@ class Mailbox:
         kind = type(letter)
         key = letter.session_id, kind
         with self._changed:
-            if kind is Join and self._joins >= self._max_joins:
+            if kind in JOINS and self._joins >= self._max_joins:
                 self.refused[kind.__name__] += 1
                 return False
             if self._waiting[key] < QUOTA[kind]:
                 self._waiting[key] += 1
-                self._joins += kind is Join
-            elif kind in (Join, Step, Extend):
+                self._joins += kind in JOINS
+            elif kind in (*JOINS, Step, Extend):
                 self.refused[kind.__name__] += 1
                 return False
             else:

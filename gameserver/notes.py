@@ -26,6 +26,25 @@ class Refused(Note):
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Saved(Note):
+    """A save is on the disk."""
+
+    session_id: str
+    save_id: str
+    chunk_index: int  # of the chunk that comes after it
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded(Note):
+    """The session went back to a save: what comes after goes on from there."""
+
+    session_id: str
+    save_id: str
+    chunk_index: int
+    prompt: str  # in force
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Frames(Note):
     """A chunk whose frames are out."""

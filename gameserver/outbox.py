@@ -2,6 +2,8 @@
 
 Both queues are bounded and lose their oldest entry, counted: replies are answers nobody waits for any more, chunks are
 frames skipped before they were encoded. A client in lockstep gets every frame: its session goes on when they have left.
+A spectator's gets packets instead, which the player's has encoded: one that is late or lets too many wait loses all up
+to the next key frame, counted.
 """
 
 from __future__ import annotations
@@ -12,20 +14,24 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from websockets.asyncio.server import ServerConnection
 
+from gameserver import protocol
+from gameserver.audience import Audience
 from gameserver.backpressure import Backpressure, Limits
 from gameserver.counts import Counts
-from gameserver.encoder import ENCODERS, Codec, Encoded, Encoder
-from gameserver.notes import Frames
+from gameserver.encoder import ENCODERS, Codec, Encoded, Encoder, default_bitrate_bps
+from gameserver.notes import Frames, Loaded
 from gameserver.pace import Pace
 from gameserver.protocol import Ack, Frame, Message, Prompted, encode
 from world.chunk import Geometry
 
 CHUNKS_WAITING = 2
 REPLIES_WAITING = 64
+PACKETS_WAITING = 64
 
 
 class Outbox:
@@ -35,6 +41,7 @@ class Outbox:
         self.key_wanted = True
         self.pace = Pace(socket.loop.time())
         self.backpressure: Backpressure | None = None  # once open
+        self.audience: Audience | None = None  # who watches what leaves here
         self._socket = socket
         self._pool = pool
         self._counts = counts
@@ -43,7 +50,10 @@ class Outbox:
         self._replies: deque[Message] = deque()
         self._chunks: deque[Frames] = deque()
         self._prompted: Prompted | None = None  # to be said before the next frames
-        self._encoder: Encoder | None = None
+        self._loaded: protocol.Loaded | None = None  # likewise
+        self._encoder: Encoder | None = None  # none for a spectator
+        self._relayed: deque[Frame] = deque()
+        self._awaits_key = True  # relayed packets are of no use until one comes
         self._packet = 0
         self._left: Callable[[int], None] | None = None
         self._firsts: deque[tuple[int, int]] = deque(maxlen=64)  # (packet, chunk index) of each chunk's first packet
@@ -59,6 +69,44 @@ class Outbox:
         self.backpressure = Backpressure(self._encoder.ceiling_bps, geometry.fps, limits)
         self._wake.set()
 
+    def watch(self, geometry: Geometry, limits: Limits) -> None:
+        """Packets may be relayed from now on."""
+        self.backpressure = Backpressure(default_bitrate_bps(geometry), geometry.fps, limits)
+
+    def relay(self, frame: Frame) -> None:
+        """A packet of somebody else's encoder."""
+        if self.backpressure is None:
+            return
+        missed = 0
+        if len(self._relayed) >= PACKETS_WAITING:
+            missed, self._awaits_key = len(self._relayed), True
+            self._relayed.clear()
+        if self._awaits_key and not frame.key:
+            missed += 1
+        elif not self.backpressure.admits(self._clock()):  # which counts it
+            self._awaits_key = True
+            self._counts.packets_unrelayed += 1
+        else:
+            self._awaits_key = False
+            self._relayed.append(frame)
+            self._wake.set()
+        self._counts.packets_unrelayed += missed
+        if self._packet:  # before the first one nothing is missed
+            self.backpressure.skip(missed)
+
+    @property
+    def needs_key(self) -> bool:
+        """It could go on from a key frame: one that is still behind waits for others to ask."""
+        return self._awaits_key and self.backpressure is not None and self.backpressure.unacked_packets == 0
+
+    def lost_track(self) -> None:
+        """A spectator's decoder failed."""
+        self._awaits_key = True
+
+    def heard(self, frames: Frames, fps: int) -> None:
+        """A chunk whose packets will come."""
+        self.pace.chunk(frames, fps)
+
     def reply(self, message: Message) -> None:
         self._replies.append(message)
         while len(self._replies) > REPLIES_WAITING:
@@ -68,7 +116,9 @@ class Outbox:
 
     def put(self, frames: Frames, fps: int) -> None:
         chunk = frames.chunk
-        self.pace.chunk(frames, fps)
+        self.heard(frames, fps)
+        if self.audience is not None:
+            self.audience.heard(frames, fps)
         if chunk.prompt is not None:
             self._prompted = Prompted(text=chunk.prompt.text, chunk=chunk.chunk_index)
         self._chunks.append(frames)
@@ -76,10 +126,18 @@ class Outbox:
             self._skipped(len(self._chunks.popleft().chunk.picture.frames))
         self._wake.set()
 
+    def loaded(self, note: Loaded) -> None:
+        """What waits is of what was left."""
+        while self._chunks:
+            self._skipped(len(self._chunks.popleft().chunk.picture.frames))
+        self._prompted = None
+        self._loaded = protocol.Loaded(save=note.save_id, chunk=note.chunk_index, prompt=note.prompt)
+
     def acked(self, ack: Ack) -> int | None:
         """The chunk that the ack's slack, if it has one, is about."""
         if self.backpressure is not None:
-            self.backpressure.acked(ack.packet, self._clock(), hidden=ack.hidden)
+            hidden = ack.hidden and self._encoder is not None  # a spectator cannot do with fewer
+            self.backpressure.acked(ack.packet, self._clock(), hidden=hidden)
         chunk_index: int | None = None
         while ack.slack_ms is not None and self._firsts and self._firsts[0][0] <= ack.packet:
             chunk_index = self._firsts.popleft()[1]
@@ -94,6 +152,17 @@ class Outbox:
             while self._chunks and self._encoder is not None and self.backpressure is not None:
                 await self._write_chunk(self._chunks.popleft(), self._encoder, self.backpressure)
                 await self._write_replies()
+            while self._relayed and self.backpressure is not None:
+                await self._write_relayed(self._relayed.popleft(), self.backpressure)
+                await self._write_replies()
+
+    async def _write_relayed(self, frame: Frame, backpressure: Backpressure) -> None:
+        backpressure.sent(self._packet, frame.frame, self._clock())
+        message = msgspec.structs.replace(frame, packet=self._packet)  # it counts this connection's
+        self._packet += 1
+        self.pace.sent_frame()
+        self._counts.packets_relayed += 1
+        await self._send(message)
 
     async def _write_replies(self) -> None:
         while self._replies:
@@ -101,8 +170,15 @@ class Outbox:
 
     async def _write_chunk(self, frames: Frames, encoder: Encoder, backpressure: Backpressure) -> None:
         chunk = frames.chunk
+        if self._loaded is not None:
+            self.reply(self._loaded)
+            if self.audience is not None:
+                self.audience.tell(self._loaded)
+            self._loaded = None
         if self._prompted is not None:
             self.reply(self._prompted)
+            if self.audience is not None:
+                self.audience.tell(self._prompted)
             self._prompted = None
         first = True
         for index, picture in enumerate(chunk.picture.frames):
@@ -122,13 +198,15 @@ class Outbox:
                 packet=self._packet, frame=frame, chunk=chunk.chunk_index, key=encoded.key,
                 control_seq=chunk.control_seq, pose=chunk.poses[index].astype("<f4").tobytes(), data=encoded.data,
             )  # fmt: skip
+            if self.audience is not None:
+                self.audience.publish(self, message, self._clock())
             if self._left is None:
                 backpressure.sent(self._packet, frame, self._clock())
             self._packet += 1
             self.pace.sent_frame()
             self._counts.frames_sent += 1
             await self._send(message)
-        if self._left is not None:
+        if self._left is not None and self._loaded is None:  # else it is of what was left
             self._left(chunk.chunk_index)
 
     async def _send(self, message: Message) -> None:

@@ -81,6 +81,10 @@ class Mp4Recording:
                     unit.duration = 1
                     target.mux(unit)
 
+    def discard(self) -> None:
+        """Write nothing."""
+        self._stream.close()
+
     def _encode(self, encoder: VideoCodecContext, picture: VideoFrame) -> bytes:
         if not encoder.is_open:
             encoder.width, encoder.height, encoder.pix_fmt = picture.width, picture.height, "yuv420p"

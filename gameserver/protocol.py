@@ -36,6 +36,7 @@ Codecs = Annotated[tuple[Literal["h264", "jpeg", "raw"], ...], Meta(min_length=1
 Name = Annotated[str, Meta(min_length=1, max_length=32, pattern=r"^[^\x00-\x1f\x7f]*$")]
 ShortText = Annotated[str, Meta(min_length=1, max_length=64)]
 PromptText = Annotated[str, Meta(max_length=MAX_PROMPT_CHARS)]
+SaveId = Annotated[str, Meta(min_length=41, max_length=41, pattern=r"^[0-9a-f]{8}-[0-9a-f]{32}$")]
 
 
 class Message(
@@ -60,6 +61,8 @@ class Hello(Message, frozen=True, tag="hello"):
     scale: Scale | None = None  # pose units that count as 1
     image: bytes | None = None  # a JPEG or PNG file to start from (checked by `gameserver.upload`)
     lockstep: bool = False  # a chunk begins when its steering is here
+    watch: ShortText | None = None  # the code of a shared session: watch it instead of playing
+    save: SaveId | None = None  # begin where this save left off: a new session, whoever made the save
 
 
 class Control(Message, frozen=True, tag="control"):
@@ -98,11 +101,27 @@ class Ping(Message, frozen=True, tag="ping"):
     t_ms: Milliseconds
 
 
+class Share(Message, frozen=True, tag="share"):
+    """Whether others may watch this session."""
+
+    on: bool = True
+
+
 class Bye(Message, frozen=True, tag="bye"):
     pass
 
 
-ClientMessage = Hello | Control | Poses | SetPrompt | Ack | WantKeyframe | Ping | Bye
+class SaveGame(Message, frozen=True, tag="save"):
+    """Keep all of the session as it is when no chunk of it is under way; `saved` answers."""
+
+
+class LoadGame(Message, frozen=True, tag="load"):
+    """Go back to a save of this session; `loaded` says where that is."""
+
+    save: SaveId
+
+
+ClientMessage = Hello | Control | Poses | SetPrompt | Ack | WantKeyframe | Ping | Share | SaveGame | LoadGame | Bye
 
 
 # Server to client.
@@ -126,6 +145,9 @@ class Welcome(Message, frozen=True, tag="welcome"):
     control: Literal["axes", "poses"]
     players: int
     capacity: int
+    watching: bool = False  # somebody else's session, which cannot be steered from here
+    chunk: int = 0  # the first one that may come
+    control_seq: int = 0  # of a resumed session: the last control that is in a chunk, by the count before
 
 
 class Frame(Message, frozen=True, tag="frame"):
@@ -143,6 +165,19 @@ class Prompted(Message, frozen=True, tag="prompted"):
 
     text: str
     chunk: int
+
+
+class Saved(Message, frozen=True, tag="saved"):
+    save: str
+    chunk: int  # the first one after it
+
+
+class Loaded(Message, frozen=True, tag="loaded"):
+    """The frames that follow go on from a save."""
+
+    save: str
+    chunk: int  # the next one
+    prompt: str  # in force
 
 
 class Stats(Message, frozen=True, tag="stats"):
@@ -164,13 +199,19 @@ class Pong(Message, frozen=True, tag="pong"):
     t_ms: float  # the ping's
 
 
+class Shared(Message, frozen=True, tag="shared"):
+    """The answer to `share`."""
+
+    code: str  # for the `watch` of a hello; empty: nobody may watch
+
+
 class Error(Message, frozen=True, tag="error"):
     code: str  # one of ERRORS
     message: str
     fatal: bool  # the connection closes after this
 
 
-ServerMessage = Welcome | Frame | Prompted | Stats | Pong | Error
+ServerMessage = Welcome | Frame | Prompted | Saved | Loaded | Stats | Pong | Shared | Error
 
 # code -> (fatal, what it means)
 ERRORS: dict[str, tuple[bool, str]] = {
@@ -188,8 +229,16 @@ ERRORS: dict[str, tuple[bool, str]] = {
     "pose_queue_full": (False, "more poses waiting than the limit; the message was dropped whole"),
     "control_queue_full": (False, "in lockstep, more controls waiting than the limit; this one was dropped"),
     "idle": (True, "in lockstep, nothing was steered for ten minutes"),
+    "no_saves": (False, "this server keeps no saves"),
+    "too_many_saves": (False, "no more saves of this session, or of anybody, are kept"),
+    "saves_full": (False, "there is no room for the bytes of another save"),
+    "save_failed": (False, "the disk did not take the save"),
+    "unknown_save": (False, "no such save is kept, or it is not of this session; fatal in answer to a hello"),
+    "bad_save": (False, "the save is damaged, or of another world; fatal in answer to a hello"),
     "replaced": (True, "another connection continued this session with its token"),
     "slow_client": (True, "no packet was acknowledged for five seconds"),
+    "not_shared": (True, "no session can be watched by that code, or it cannot any more"),
+    "other_codec": (True, "the watched session is sent in a codec that the hello did not offer"),
     "shutting_down": (True, "the server is going down"),
     "internal": (True, "a fault of the server; it is in its log"),
 }
@@ -211,11 +260,11 @@ CLOSE_CODES: dict[str, int] = {
 class ProtocolError(Exception):
     """A client broke the protocol; `code` is one of ERRORS."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, fatal: bool = False) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
-        self.fatal = ERRORS[code][0]
+        self.fatal = fatal or ERRORS[code][0]
 
     @property
     def close_code(self) -> int:

@@ -16,9 +16,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from pathlib import Path
 
 from gameserver.journal import Journal, Keep, prune
 from gameserver.notes import Note
+from gameserver.saves import Extent
 from sessions.recording import SUFFIX, encode
 from sessions.records import Mark, Record
 
@@ -35,7 +37,12 @@ class Entry:
 
     session_id: str
     make: Callable[[], Record]
-    begins: bool = False  # a header: its file is new
+    opens: Callable[[Path], Journal] | None = None  # its file, by the name that a new one would have
+    then: Callable[[Extent | None], None] | None = None  # told what is written, or None where nothing is recorded
+
+    def done(self, extent: Extent | None) -> None:
+        if self.then is not None:
+            self.then(extent)
 
 
 @dataclass(slots=True)
@@ -62,11 +69,17 @@ class _Batch:
 class Recorder:
     """The engine's thread posts; this one's writes and delivers. `run` names the files of one server."""
 
-    def __init__(self, keep: Keep, deliver: Callable[[Sequence[Note]], None]) -> None:
+    def __init__(
+        self,
+        keep: Keep,
+        deliver: Callable[[Sequence[Note]], None],
+        lost: Callable[[str], None] = lambda session_id: None,  # a session whose recording ends before it does
+    ) -> None:
         self.keep = keep
         self.run = secrets.token_hex(4)
         self.counts = RecordCounts()
         self._deliver = deliver
+        self._lost = lost
         self._changed = threading.Condition()
         self._waiting: deque[_Batch] = deque()  # the first one is being written
         self._past = False  # the disk stalls: notes go past
@@ -81,6 +94,10 @@ class Recorder:
         self._pruning: Future[None] | None = None
         self._thread = threading.Thread(target=self._write_all, name="recorder", daemon=True)
         self._thread.start()
+
+    def path(self, session_id: str) -> Path:
+        """Of the recording of a session that begins here."""
+        return self.keep.directory / f"{self.run}-{session_id}{SUFFIX}"
 
     def post(self, notes: Sequence[Note], entries: Sequence[Entry], now_s: float) -> None:
         """Never blocks: the notes go on once the entries are appended, or at once if the disk stalls."""
@@ -105,6 +122,8 @@ class Recorder:
         for overdue in (*self._waiting, *last):
             self._given_up |= {entry.session_id for entry in overdue.entries}
             self.counts.given_up += len(overdue.entries)
+            for entry in overdue.entries:
+                entry.done(None)
             self._deliver(overdue.notes)
         self._waiting.clear()
 
@@ -135,15 +154,17 @@ class Recorder:
                 if batch is None and self._closing:
                     break
             for session_id in given_up:
+                self._lost(session_id)
                 self._end(session_id)
             if batch is None:
                 self._sync()
                 continue
-            for entry in batch.entries:
-                self._write(entry)
+            written = [(entry, self._write(entry)) for entry in batch.entries]
             with self._changed:
                 if self._waiting and self._waiting[0] is batch:
                     self._waiting.popleft()
+                    for entry, extent in written:
+                        entry.done(extent)
                     self._deliver(batch.notes)
                 self._past = False
             if batch.at_s - self._synced_s >= SYNC_S:
@@ -154,33 +175,35 @@ class Recorder:
         self._syncing = self._pool.submit(lambda: None)  # done after everything before it
         self._pool.shutdown(wait=False)
 
-    def _write(self, entry: Entry) -> None:
+    def _write(self, entry: Entry) -> Extent | None:
         """A record of a session whose recording was lost goes nowhere: one with a gap would be a wrong one."""
-        if not entry.begins and entry.session_id not in self._journals:
-            return
+        if entry.opens is None and entry.session_id not in self._journals:
+            return None
         try:
             record = entry.make()
             data = encode(record)
-            if entry.begins:
-                self._journals[entry.session_id] = self._begin(entry.session_id)
-            self._journals[entry.session_id].append(data)
+            if entry.opens is not None:
+                self._journals[entry.session_id] = self._begin(entry.opens(self.path(entry.session_id)))
+            journal = self._journals[entry.session_id]
+            journal.append(data)
         except Exception as fault:  # whatever it is, the session must not suffer for it
             self.counts.lost += 1
+            self._lost(entry.session_id)
             self._end(entry.session_id)
             if not self._failing:
                 self._failing = True
                 why = fault.strerror if isinstance(fault, OSError) else f"{type(fault).__name__}: {fault}"
                 log.error("recordings are being lost in %s: %s", self.keep.directory, why)
-            return
+            return None
         self.counts.records += 1
         self.counts.bytes += len(data)
         self._unsynced.add(entry.session_id)
         if isinstance(record, Mark) and record.kind == "end":
             self._end(entry.session_id)
             self._failing = False
+        return Extent(journal.path, journal.num_bytes)
 
-    def _begin(self, session_id: str) -> Journal:
-        journal = Journal(self.keep.directory / f"{self.run}-{session_id}{SUFFIX}")
+    def _begin(self, journal: Journal) -> Journal:
         self.counts.recordings += 1
         if self._pruning is None or self._pruning.done():  # it looks at every file: frames do not wait for that
             self._pruning = self._pool.submit(self._prune, os.stat(journal.path).st_mtime)

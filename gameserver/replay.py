@@ -14,19 +14,17 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import av
-
-from gameserver.encoder import H264Encoder, default_bitrate_bps
-from gameserver.playback import Mp4Recording
+from gameserver import overlay
+from gameserver.progress import report
 from gameserver.serve import world_loader
-from gameserver.view import Packet
+from gameserver.video_file import VideoFile
 from sessions.recording import Recording, read
+from sessions.records import floats
 from sessions.replay import Replayed, most_at_once
 from sessions.verify import Finding, verify
 from world.chunk import Geometry, Identity, World, WorldError
 
 BUILT_IN = ("meadow", "pattern")  # worlds that a name alone finds
-VIDEO_QUALITY = 4  # bits for a pixel of --video, in those of a stream that is served
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verify", action="store_true", help="compare every chunk with its digest")
     parser.add_argument("--together", action="store_true", help="all in one batch, in the company they had")
     parser.add_argument("--video", type=Path, metavar="OUT.mp4", help="write what the player saw (one FILE)")
+    parser.add_argument("--overlay", action="store_true", help="draw held keys and the camera's pose onto the video")
     parser.add_argument("--from", dest="from_s", type=seconds, default=0.0, metavar="S", help="where the video begins")
     parser.add_argument("--to", dest="to_s", type=seconds, metavar="S", help="where to stop, in seconds of the stream")
     parser.add_argument("--world", help="a checkpoint's directory; worlds that come with the server need none")
@@ -69,6 +68,9 @@ def run(args: argparse.Namespace) -> int:
     if args.video is not None and len(args.files) > 1:
         print("gameserver: --video shows one recording", file=sys.stderr)
         return 2
+    if args.overlay and args.video is None:
+        print("gameserver: --overlay is drawn onto a --video", file=sys.stderr)
+        return 2
     if args.video is not None and not args.video.parent.is_dir():
         raise WorldError(f"{args.video.parent} is not a directory to write a video in")
     results: list[tuple[Path, Recording | None, Finding]] = []
@@ -76,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     shown = [film for film in films if film is not None]
     if shown:
         world = _load(args, [film.recording for film in shown])
-        identity = world.identify(_report)
+        identity = world.identify(report)
         for group in [shown] if args.together else [[film] for film in shown]:
             findings = _play(world, identity, group, args)
             results += [(film.path, film.recording, finding) for film, finding in zip(group, findings, strict=True)]
@@ -112,55 +114,44 @@ def _load(args: argparse.Namespace, recordings: Sequence[Recording]) -> World:
     if args.world is None and (len(names) > 1 or names[0] not in BUILT_IN):
         raise WorldError(f"these are recordings of {' and '.join(names)}: say with --world where that is")
     num_slots = max(1, most_at_once(recordings)) if args.together else 1
-    return world_loader(args.world or names[0], num_slots)(_report)
+    return world_loader(args.world or names[0], num_slots)(report)
 
 
 def _play(world: World, identity: Identity, films: Sequence[_Film], args: argparse.Namespace) -> list[Finding]:
     num_chunks = [film.chunks(world.geometry) for film in films]
-    done = 0
+    done = shown = 0
     with ExitStack() as stack:
-        video = None if args.video is None else stack.enter_context(_Video(args.video, world.geometry, films[0]))
+        video = None if args.video is None else stack.enter_context(VideoFile(args.video, world.geometry))
 
         def see(replayed: Replayed) -> None:
-            nonlocal done
+            nonlocal done, shown
             done += 1
             _tell(done, sum(num_chunks))
             if video is not None:
-                video.add(replayed)
+                _show(replayed, shown, films[0], video, world.geometry, args.overlay)
+                shown += len(replayed.picture.frames)
 
         recordings = [film.recording for film in films]
         return verify(world, identity, recordings, num_chunks, see, compare=args.verify)
 
 
-class _Video:
-    """What the player saw, from the film's first frame on."""
-
-    def __init__(self, path: Path, geometry: Geometry, film: _Film) -> None:
-        self._geometry = geometry
-        self._film = film
-        self._encoder = H264Encoder(geometry, VIDEO_QUALITY * default_bitrate_bps(geometry))
-        self._file = Mp4Recording(path, "h264", geometry.fps)
-        self._path = path
-        self._packets = 0
-
-    def __enter__(self) -> _Video:
-        return self
-
-    def __exit__(self, *fault: object) -> None:
-        try:
-            self._file.close()
-        except (OSError, av.FFmpegError) as error:
-            raise WorldError(f"{self._path} cannot be written ({error})") from None
-
-    def add(self, replayed: Replayed) -> None:
-        first = self._geometry.first_video_frame(replayed.chunk.chunk)
-        for frame, picture in enumerate(replayed.picture.frames, first):
-            if frame < self._film.begin_frame or (self._film.end_frame is not None and frame >= self._film.end_frame):
-                continue
-            encoded = self._encoder.encode(picture, key=self._packets == 0)
-            packet = Packet(self._packets, frame, replayed.chunk.chunk, encoded.key, 0, b"", encoded.data)
-            self._file.add(packet)
-            self._packets += 1
+def _show(
+    replayed: Replayed, first: int, film: _Film, video: VideoFile, geometry: Geometry, drawn_over: bool
+) -> None:
+    """What the player saw, as far as it is shown; `first` is how many frames there were before, of all that were seen:
+    who went back saw some chunks twice."""
+    chunk, header = replayed.chunk, film.recording.header
+    assert header is not None
+    frames = list(replayed.picture.frames)
+    if drawn_over:
+        held = None if header.control == "poses" else overlay.held_axes(chunk, geometry.fps)
+        frames = [
+            overlay.draw(picture, None if held is None else held[i], pose)
+            for i, (picture, pose) in enumerate(zip(frames, floats(chunk.poses).reshape(-1, 4, 4), strict=True))
+        ]
+    for frame, picture in enumerate(frames, first):
+        if frame >= film.begin_frame and (film.end_frame is None or frame < film.end_frame):
+            video.add(frame, chunk.chunk, picture)
 
 
 def _code(findings: Sequence[Finding], compared: bool) -> int:
@@ -204,8 +195,3 @@ def _tell(done: int, total: int) -> None:
         )
     elif done * 10 // total != (done - 1) * 10 // total:
         print(f"{done} of {total} chunks", file=sys.stderr, flush=True)
-
-
-def _report(stage: str, share: float) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{stage} {share:4.0%}" + ("\r\x1b[K" if share >= 1 else ""), end="", file=sys.stderr, flush=True)

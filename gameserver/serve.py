@@ -11,10 +11,12 @@ import signal
 import sys
 from pathlib import Path
 
+from gameserver import journal, saves
 from gameserver.app import App, ServeError, running
 from gameserver.door import Settings
 from gameserver.engine import LoadWorld, Phase
-from gameserver.journal import Keep, default_directory
+from gameserver.journal import Keep
+from gameserver.saves import Shelf
 from world.chunk import Report, World
 from world.pattern import PatternWorld
 
@@ -37,6 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--record-gb", type=positive, default=2.0, metavar="GB", help=sizes)
     ages = "days that a recording is kept (default: %(default)s)"
     parser.add_argument("--record-days", type=positive, default=14.0, metavar="DAYS", help=ages)
+    places = "where players' saves are, and what brings sessions back after a crash (default: a folder of the user's)"
+    parser.add_argument("--save-dir", type=Path, metavar="DIR", help=places)
+    parser.add_argument("--no-save", action="store_true", help="keep no saves, and nothing for after a crash")
+    room = "saves that are kept, in GB; over it none is taken (default: %(default)s)"
+    parser.add_argument("--save-gb", type=positive, default=4.0, metavar="GB", help=room)
+    parser.add_argument(
+        "--save-days", type=positive, default=90.0, metavar="DAYS", help="that a save is kept (default: %(default)s)"
+    )
+    every = "between two automatic saves of each session, which a crash goes back to (default: %(default)s)"
+    parser.add_argument("--save-every", type=positive, default=20.0, metavar="SECONDS", help=every)
 
 
 def port_number(text: str) -> int:
@@ -66,7 +78,7 @@ def recordings(args: argparse.Namespace) -> Keep | None:
     if args.no_record:
         return None
     try:
-        directory = args.record_dir or default_directory()
+        directory = args.record_dir or journal.default_directory()
         directory.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as fault:
         why = f"{fault.filename}: {fault.strerror}" if isinstance(fault, OSError) else str(fault)
@@ -75,6 +87,23 @@ def recordings(args: argparse.Namespace) -> Keep | None:
         logging.getLogger(__name__).warning("sessions are not recorded (%s): --record-dir names another place", why)
         return None
     return Keep(directory, int(args.record_gb * 1e9), args.record_days * 86400)
+
+
+def shelf(args: argparse.Namespace) -> Shelf | None:
+    """Where to save, if at all; as `recordings`."""
+    if args.no_save:
+        return None
+    try:
+        directory = args.save_dir or saves.default_directory()
+        (directory / "live").mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as fault:
+        why = f"{fault.filename}: {fault.strerror}" if isinstance(fault, OSError) else str(fault)
+        if args.save_dir is not None:
+            raise ServeError(f"cannot save in {args.save_dir} ({why})") from None
+        logging.getLogger(__name__).warning("nothing is saved (%s): --save-dir names another place", why)
+        return None
+    max_bytes, max_age_s = int(args.save_gb * 1e9), args.save_days * 86400
+    return Shelf(directory, max_bytes=max_bytes, max_age_s=max_age_s, every_s=args.save_every)
 
 
 def world_loader(path: str | None, num_slots: int) -> LoadWorld:
@@ -96,7 +125,9 @@ def run(args: argparse.Namespace) -> int:
     """0 after an orderly end by SIGINT or SIGTERM, 1 with a sentence if the world cannot be served."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        settings = Settings(host=args.host, port=args.port, capacity=args.players, record=recordings(args))
+        settings = Settings(
+            host=args.host, port=args.port, capacity=args.players, record=recordings(args), saves=shelf(args)
+        )
         engine_stopped, code = asyncio.run(_serve(settings, world_loader(args.world, args.players)))
     except ServeError as fault:
         print(f"gameserver: {fault}", file=sys.stderr)

@@ -77,7 +77,7 @@ class Site:
         """Whether a player could come in: prewarmed, healthy and a seat free; a balancer looks here."""
         engine, players, capacity = self._door.engine, len(self._door.lobby), self._door.lobby.capacity
         plays = engine.phase is Phase.READY and engine.unhealthy(engine.now_s()) is None and not self._door.closing
-        ready = plays and players < capacity
+        ready = plays and players + self._door.lobby.reserved < capacity
         return _json(
             {"ready": ready, "phase": engine.phase, "players": players, "capacity": capacity},
             HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE,
@@ -142,6 +142,13 @@ def _measure(door: Door) -> list[Metric]:
         counter("frames_skipped_total", "Frames skipped before encoding.", counts.frames_skipped),
         counter("bytes_sent_total", "Bytes of messages sent.", counts.bytes_sent),
         counter("replies_dropped_total", "Replies to clients that do not read.", counts.replies_dropped),
+        counter("spectators_total", "Spectators let in.", counts.watching),
+        counter("packets_relayed_total", "Packets sent to spectators.", counts.packets_relayed),
+        counter(
+            "packets_unrelayed_total",
+            "Packets that spectators missed, waiting for a key frame.",
+            counts.packets_unrelayed,
+        ),
         counter("chunks_undelivered_total", "Chunks dropped between the threads.", counts.chunks_undelivered),
         counters("errors_total", "Errors told to clients.", "code", counts.errors),
         counters("letters_coalesced_total", "Letters taken in by a later one.", "kind", door.mailbox.coalesced),
@@ -162,6 +169,24 @@ def _measure(door: Door) -> list[Metric]:
             ),
             counter("record_syncs_total", "Files synced to the disk.", written.syncs),
             counter("record_syncs_failed_total", "Syncs that failed.", written.unsynced),
+        ]
+    if door.saves is not None:
+        saved = door.saves.counts
+        metrics += [
+            counter("saves_total", "Saves written.", saved.saved),
+            counter("saves_refused_total", "Saves for which there was no room.", saved.refused),
+            counter("saves_failed_total", "Saves that the disk did not take.", saved.failed),
+            counter("saves_removed_total", "Saves removed for their age.", saved.removed),
+            counter("moments_kept_total", "Automatic saves of sessions under way.", saved.moments),
+            counter("moments_skipped_total", "Automatic saves that the disk had no time for.", saved.moments_skipped),
+        ]
+    if door.recovery is not None:
+        back = door.recovery.counts
+        metrics += [
+            counter("sessions_lost_total", "Sessions that a crash had left behind.", back.found),
+            counter("sessions_recovered_total", "Sessions brought back after a crash.", back.recovered),
+            counter("recoveries_failed_total", "Sessions that could not be brought back.", back.failed),
+            counter("recoveries_expired_total", "Sessions nobody came back for.", back.expired),
         ]
     if game is not None:
         by_rows = {str(rows): float(game.forwards_of[rows]) for rows in range(1, door.lobby.capacity + 1)}

@@ -19,10 +19,13 @@ from gameserver.protocol import (
     Bye,
     Control,
     Hello,
+    LoadGame,
     Ping,
     Poses,
     ProtocolError,
+    SaveGame,
     SetPrompt,
+    Share,
     WantKeyframe,
     decode_client,
 )
@@ -40,17 +43,18 @@ class PoseBatch:
     poses: NDArray[np.float32]  # [n, 4, 4] camera-to-world, one a video frame
 
 
-Event = Hello | Control | PoseBatch | SetPrompt | Ack | WantKeyframe | Ping | Bye
+Event = Hello | Control | PoseBatch | SetPrompt | Ack | WantKeyframe | Ping | Share | SaveGame | LoadGame | Bye
 
 
 class State(Enum):
     EXPECT_HELLO = "waiting for a hello"
     PREPARING = "preparing the session"
     PLAYING = "playing"
+    WATCHING = "watching"
     CLOSED = "closed"
 
 
-# (state, message) -> next state; anything else is out of order. `welcomed` is the step from PREPARING to PLAYING.
+# (state, message) -> next state; anything else is out of order. `welcomed` is the step from PREPARING on.
 TRANSITIONS: dict[tuple[State, type], State] = {
     (State.EXPECT_HELLO, Hello): State.PREPARING,
     (State.PREPARING, Ping): State.PREPARING,
@@ -61,7 +65,14 @@ TRANSITIONS: dict[tuple[State, type], State] = {
     (State.PLAYING, Ack): State.PLAYING,
     (State.PLAYING, WantKeyframe): State.PLAYING,
     (State.PLAYING, Ping): State.PLAYING,
+    (State.PLAYING, Share): State.PLAYING,
+    (State.PLAYING, SaveGame): State.PLAYING,
+    (State.PLAYING, LoadGame): State.PLAYING,
     (State.PLAYING, Bye): State.CLOSED,
+    (State.WATCHING, Ack): State.WATCHING,
+    (State.WATCHING, WantKeyframe): State.WATCHING,
+    (State.WATCHING, Ping): State.WATCHING,
+    (State.WATCHING, Bye): State.CLOSED,
 }
 
 
@@ -94,6 +105,7 @@ class ServerProtocol:
     def __init__(self) -> None:
         self.state = State.EXPECT_HELLO
         self._poses_control = False
+        self._watches = False
         self._seq = 0
         self._t_ms = 0.0
         self._bucket = TokenBucket(MESSAGES_PER_S, MESSAGES_BURST)
@@ -108,9 +120,9 @@ class ServerProtocol:
             raise
 
     def welcomed(self) -> None:
-        """The welcome is on its way: the session plays from here."""
+        """The welcome is on its way: the session plays, or is watched, from here."""
         if self.state is State.PREPARING:
-            self.state = State.PLAYING
+            self.state = State.WATCHING if self._watches else State.PLAYING
 
     def close(self) -> None:
         self.state = State.CLOSED
@@ -126,7 +138,7 @@ class ServerProtocol:
         self.state = following
         match message:
             case Hello():
-                self._poses_control = message.control == "poses"
+                self._poses_control, self._watches = message.control == "poses", message.watch is not None
                 return message
             case Control():
                 self._check_control("axes", message.seq)
@@ -137,7 +149,7 @@ class ServerProtocol:
             case Poses():
                 self._check_control("poses", message.seq)
                 return PoseBatch(message.seq, read_poses(message.poses))
-            case SetPrompt() | Ack() | WantKeyframe() | Ping() | Bye():
+            case SetPrompt() | Ack() | WantKeyframe() | Ping() | Share() | SaveGame() | LoadGame() | Bye():
                 return message
             case _:
                 assert_never(message)

@@ -45,6 +45,27 @@ class Steer:
     control_seq: int  # the last control folded in, 0 if none
 
 
+@dataclass(frozen=True, slots=True)
+class HeldAxis:
+    """One axis of `Hands`."""
+
+    value: float
+    pushed_ms: float
+    pushed_area: float
+    seen: bool
+    taps: tuple[tuple[float, float], ...]  # (duration in seconds, mean)
+
+
+@dataclass(frozen=True, slots=True)
+class Hands:
+    """All that a track of controls is between two of them."""
+
+    axes: tuple[HeldAxis, HeldAxis, HeldAxis, HeldAxis]
+    look_deg: tuple[float, float]
+    seq: int
+    t_ms: float | None  # of the last control; None before the first
+
+
 @dataclass(slots=True)
 class _Tap:
     """An axis that left rest and came back before any chunk saw it held."""
@@ -58,17 +79,16 @@ class _AxisTrack:
     """One axis since the last chunk started. A push lasts while the axis keeps one sign."""
 
     value: float = 0.0
-    since_ms: float = 0.0  # `value` holds since then
     pushed_ms: float = 0.0  # of the present push, so far
     pushed_area: float = 0.0  # value x milliseconds of it
     seen: bool = True  # a chunk has used the present push, so its end is no tap
     taps: list[_Tap] = field(default_factory=list)
 
-    def put(self, value: float, t_ms: float) -> bool:
-        """A new value; False if a tap had to be dropped."""
+    def put(self, value: float, elapsed_ms: float) -> bool:
+        """A new value, after the one before was held for so long; False if a tap had to be dropped."""
         kept = True
-        self.pushed_ms += t_ms - self.since_ms
-        self.pushed_area += self.value * (t_ms - self.since_ms)
+        self.pushed_ms += elapsed_ms
+        self.pushed_area += self.value * elapsed_ms
         if _sign(value) != _sign(self.value):
             if self.value and not self.seen:
                 kept = len(self.taps) < MAX_TAPS
@@ -77,8 +97,18 @@ class _AxisTrack:
                     self.taps.append(_Tap(max(self.pushed_ms / 1000, MIN_TAP_S), mean))
             self.pushed_ms = self.pushed_area = 0.0
             self.seen = False
-        self.value, self.since_ms = value, t_ms
+        self.value = value
         return kept
+
+    @property
+    def held(self) -> HeldAxis:
+        taps = tuple((tap.duration_s, tap.mean) for tap in self.taps)
+        return HeldAxis(self.value, self.pushed_ms, self.pushed_area, self.seen, taps)
+
+    @classmethod
+    def of(cls, held: HeldAxis) -> _AxisTrack:
+        taps = [_Tap(*tap) for tap in held.taps]
+        return cls(held.value, held.pushed_ms, held.pushed_area, held.seen, taps)
 
     def take(self, duration_s: float) -> list[tuple[float, float]]:
         """(end in seconds, value) of the parts of a chunk: its taps one after another, then what is held."""
@@ -108,7 +138,18 @@ class ControlTrack:
         self._axes = tuple(_AxisTrack() for _ in REST)
         self._look = (0.0, 0.0)
         self._seq = 0
-        self._t_ms = -math.inf
+        self._t_ms: float | None = None  # of the last control, by the client's clock
+
+    @property
+    def hands(self) -> Hands:
+        forward, right, turn, pitch = (axis.held for axis in self._axes)
+        return Hands((forward, right, turn, pitch), self._look, self._seq, self._t_ms)
+
+    def hold(self, hands: Hands, same_clock: bool) -> None:
+        """Go on from other hands. By another clock and count of controls what is held counts from the first one."""
+        self._axes = tuple(map(_AxisTrack.of, hands.axes))
+        self._look = hands.look_deg
+        self._seq, self._t_ms = (hands.seq, hands.t_ms) if same_clock else (0, None)
 
     @property
     def axes(self) -> Axes:
@@ -120,10 +161,11 @@ class ControlTrack:
         """ValueError, and nothing changes, if the sequence number or the clock goes back."""
         if control.seq <= self._seq:
             raise ValueError(f"control {control.seq} came after control {self._seq}")
-        if control.t_ms < self._t_ms:
+        elapsed_ms = 0.0 if self._t_ms is None else control.t_ms - self._t_ms
+        if elapsed_ms < 0:
             raise ValueError(f"control {control.seq} is older than the one before it")
         for axis, value in zip(self._axes, control.axes, strict=True):
-            self.dropped += not axis.put(value, control.t_ms)
+            self.dropped += not axis.put(value, elapsed_ms)
         self._look = (self._look[0] + control.look_deg[0], self._look[1] + control.look_deg[1])
         self._seq, self._t_ms = control.seq, control.t_ms
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sessions.control import Control
-from sessions.trajectory import AxesTrajectory, ChunkPath, ControlKind, PoseTrajectory
+from sessions.trajectory import AxesTrajectory, ChunkPath, ControlKind, Heading, PoseTrajectory
 from world.chunk import Geometry, Prompt
 
 MAX_QUEUED_CONTROLS = 16  # that wait for their chunks
@@ -33,11 +34,10 @@ class SteppedAxes(AxesTrajectory):
         self.received = 0
         self._waiting: deque[Control] = deque()
         self._last: tuple[int, float] = (0, -math.inf)  # seq and clock of the newest control
-        self._begun = False
 
-    @property
-    def ready(self) -> bool:
-        return bool(self._waiting) or not self._begun
+    def steered(self, chunk_index: int) -> bool:
+        """Whether all that this chunk needs is here."""
+        return bool(self._waiting) or chunk_index == 0
 
     @property
     def taken(self) -> int:
@@ -58,10 +58,15 @@ class SteppedAxes(AxesTrajectory):
         self._waiting.clear()
         self._last = (0, -math.inf)
 
+    def resume(self, heading: Heading, same_clock: bool) -> None:
+        super().resume(heading, same_clock)
+        self._waiting.clear()
+        hands = self.track.hands
+        self._last = hands.seq, -math.inf if hands.t_ms is None else hands.t_ms
+
     def take(self, chunk_index: int) -> ChunkPath:
-        if self._begun:
+        if chunk_index:
             self.track.put(self._waiting.popleft())
-        self._begun = True
         return super().take(chunk_index)
 
 
@@ -71,12 +76,15 @@ class SteppedPoses(PoseTrajectory):
     def __init__(self, geometry: Geometry) -> None:
         super().__init__(geometry)
         self.received = 0
-        self._needed = geometry.video_frames(0)
-        self._geometry = geometry
+
+    def steered(self, chunk_index: int) -> bool:
+        """Whether all that this chunk needs is here."""
+        return self.queued >= self._geometry.video_frames(chunk_index)
 
     @property
-    def ready(self) -> bool:
-        return self.queued >= self._needed
+    def heading(self) -> Heading:
+        """Without the poses that wait for their chunks."""
+        return replace(super().heading, queue=(), last_seq=self._control_seq)
 
     @property
     def taken(self) -> int:
@@ -85,10 +93,6 @@ class SteppedPoses(PoseTrajectory):
     def extend(self, seq: int, poses: NDArray[np.float32]) -> None:
         super().extend(seq, poses)
         self.received += len(poses)
-
-    def take(self, chunk_index: int) -> ChunkPath:
-        self._needed = self._geometry.video_frames(chunk_index + 1)
-        return super().take(chunk_index)
 
 
 class Lockstep:
@@ -102,11 +106,23 @@ class Lockstep:
 
     def may_begin(self, chunk_index: int) -> bool:
         """Whether its steering is here, and room for its frames."""
-        return self.trajectory.ready and chunk_index - self._left <= CHUNKS_AHEAD
+        return self.trajectory.steered(chunk_index) and chunk_index - self._left <= CHUNKS_AHEAD
 
     def left(self, chunk_index: int) -> None:
         """All frames of a chunk are on their way; those of earlier ones were before."""
         self._left = max(self._left, chunk_index)
+
+    def resume(self, chunk_index: int, next_prompt: Prompt | None) -> None:
+        """This chunk is next, whatever was before, and all frames before it have left."""
+        self.asked, self._left = False, chunk_index - 1
+        self._prompts.clear()
+        if next_prompt is not None:
+            self.ask(next_prompt)
+
+    @property
+    def next_prompt(self) -> Prompt | None:
+        """The newest that is in no chunk yet."""
+        return self._prompts[-1][1] if self._prompts else None
 
     def ask(self, prompt: Prompt) -> bool:
         """For the next steering that comes. Whether it replaces one that no steering came after."""

@@ -44,8 +44,9 @@ class Planner:
         self.service = ServiceTime()
 
     def start_s(self, session: Session) -> float:
-        """When a waiting session's next chunk may start: late enough to hear the player, early enough to be in time."""
-        if session.lockstep is not None:  # its client waits: there is nothing to hear that is not here
+        """When a waiting session's next chunk may start: late enough to hear the player, early enough to be in time.
+        What was made before hears nobody, and a client in lockstep waits: there is nothing to hear that is not here."""
+        if session.past or session.lockstep is not None:
             return session.ready_s
         pacing, service = session.pacing, self.service
         return max(session.ready_s, pacing.earliest_s - service.least_s, pacing.deadline_s - service.lead_s)
@@ -65,10 +66,11 @@ class Planner:
         """The sessions of the next forward, at most one row each.
 
         A begun chunk is never held up, so at most `max_rows` are under way at once. Room that is left goes to the
-        earliest deadlines among those that may start; the slot breaks ties.
+        earliest deadlines among those that may start, and to chunks that are only made again after them; the slot
+        breaks ties.
         """
         everybody = list(sessions)
         begun = [session for session in everybody if session.in_chunk]
         startable = [session for session in everybody if session.can_start and self.start_s(session) <= now_s]
-        startable.sort(key=lambda session: (session.pacing.deadline_s, session.slot))
+        startable.sort(key=lambda session: (bool(session.past), session.pacing.deadline_s, session.slot))
         return begun + startable[: self._max_rows - len(begun)]

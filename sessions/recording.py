@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,6 +50,7 @@ class Recording:
 
     @property
     def chunks(self) -> tuple[Chunk, ...]:
+        """As they were made. Where the session went back to a save, so do their indices."""
         return tuple(record for record in self.records if isinstance(record, Chunk))
 
     @property
@@ -75,6 +76,7 @@ def read(data: bytes) -> Recording:
     """Every good record from the start, and why there are no more. Raises nothing, whatever the bytes are."""
     records: list[Record] = []
     offset, expected = 0, 0
+    saved: dict[str, int] = {}  # by the id of a save the chunk that comes after it
 
     def ends(state: State, reason: str = "") -> Recording:
         return Recording(tuple(records), Verdict(state, offset, reason))
@@ -89,9 +91,13 @@ def read(data: bytes) -> Recording:
             record = msgspec.msgpack.decode(body, type=Header | Chunk | Mark)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as fault:
             return ends("damaged", f"a record cannot be read: {fault}")
-        if fault_in := _out_of_place(records, record, expected):
+        if fault_in := _out_of_place(records, record, expected, saved):
             return ends("damaged", fault_in)
         expected += isinstance(record, Chunk)
+        if isinstance(record, Mark) and record.kind == "save":
+            saved[record.text] = expected
+        if isinstance(record, Mark) and record.kind == "rewind":
+            expected = saved[record.text]
         records.append(record)
         offset += PREFIX.size + len(body)
     return ends("whole") if records else ends("torn", "it is empty")
@@ -123,12 +129,14 @@ def _version(body: bytes) -> int | None:
         return None
 
 
-def _out_of_place(before: Sequence[Record], record: Record, expected: int) -> str:
+def _out_of_place(before: Sequence[Record], record: Record, expected: int, saved: Container[str]) -> str:
     """Why a record cannot follow the others, or nothing."""
     if isinstance(record, Header) != (not before):
         return "it does not begin with a header" if not before else "a second header"
     if before and _ends(before[-1]):
         return "a record after the end"
+    if isinstance(record, Mark) and record.kind == "rewind" and record.text not in saved:
+        return "it goes back to a save that it has not"
     if isinstance(record, Chunk):
         header = before[0]
         assert isinstance(header, Header)

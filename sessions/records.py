@@ -29,7 +29,7 @@ Digest = Annotated[bytes, Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)
 InputDigest = Annotated[bytes, Meta(min_length=INPUT_DIGEST_BYTES, max_length=INPUT_DIGEST_BYTES)]
 Number = Annotated[float, Meta(ge=-1e15, le=1e15)]  # a range refuses NaN and infinities
 Positive = Annotated[float, Meta(gt=0, le=1e15)]
-MarkKind = Literal["join", "detach", "reconnect", "prompt", "end"]
+MarkKind = Literal["join", "detach", "reconnect", "prompt", "save", "rewind", "fork", "recovered", "end"]
 Held = tuple[Positive, tuple[Number, Number, Number, Number]]  # seconds, and the axes forward, right, turn, pitch
 
 
@@ -143,7 +143,8 @@ class Chunk(Record, frozen=True, tag="chunk"):
 
 
 class Mark(Record, frozen=True, tag="mark"):
-    """What happened between the chunks around it. `text`: the prompt asked for, or why it ended."""
+    """What happened between the chunks around it. `text`: the prompt asked for, the id of the save made or gone back
+    to, the session that forked off, or why it ended."""
 
     kind: MarkKind
     text: str = ""

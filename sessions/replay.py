@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sessions.recording import Recording
-from sessions.records import Chunk, Header, floats, picture_digest, scene_picture
-from world.chunk import Identity, Picture, Prompt, Row, Start, World, WorldError
+from sessions.records import Chunk, Header, Mark, Record, floats, picture_digest, scene_picture
+from world.chunk import Identity, Picture, Prompt, Row, SlotState, Start, World, WorldError
 
 
 class ReplayError(Exception):
@@ -28,12 +28,14 @@ class Replayed:
 class _Track:
     """One recording under way."""
 
-    def __init__(self, index: int, start: Start, chunks: Sequence[Chunk], first_forward: int) -> None:
+    def __init__(self, index: int, start: Start, records: Sequence[Record], first_forward: int) -> None:
         self.index = index
         self.start = start
         self.slot: int | None = None  # while it plays
         self.step_index = 0
-        self._chunks = iter(chunks)
+        self._records = iter(records)
+        wanted = {record.text for record in records if isinstance(record, Mark) and record.kind == "rewind"}
+        self._saved: dict[str, SlotState | None] = dict.fromkeys(wanted)  # None: nothing had been made
         self._first_forward = first_forward  # of its server's run
         self._behind = 0  # forwards by which it had to wait for room
         self._prompt: Prompt | None = None
@@ -41,11 +43,30 @@ class _Track:
         self.chunk: Chunk | None = None
 
     def next_chunk(self, world: World) -> None:
-        self.chunk = next(self._chunks, None)
+        self.chunk = self._to_chunk(world)
         self.step_index = 0
         if self.chunk is not None:
             self.forward = max(self.forward, self.chunk.forward - self._first_forward + self._behind)
             self._prompt = None if self.chunk.prompt is None else world.encode_prompt(self.chunk.prompt)
+
+    def _to_chunk(self, world: World) -> Chunk | None:
+        """On to the next chunk, by way of what the session saved and went back to."""
+        for record in self._records:
+            if isinstance(record, Chunk):
+                return record
+            if isinstance(record, Mark) and record.text in self._saved and self.slot is not None:
+                if record.kind == "save":
+                    self._saved[record.text] = world.export(self.slot)
+                elif record.kind == "rewind":
+                    self._go_back(world, self.slot, self._saved[record.text])
+        return None
+
+    def _go_back(self, world: World, slot: int, state: SlotState | None) -> None:
+        if state is not None:
+            world.restore(slot, state)
+        else:
+            world.close(slot)
+            world.open(slot, self.start)
 
     def wait(self) -> None:
         self.forward += 1
@@ -131,7 +152,7 @@ def replay(
     slot or no row for it. Indices that the caller puts into `dropped` go no further.
     """
     origins = _origins(recordings)
-    tracks = [_Track(i, starts[i], recordings[i].chunks[: num_chunks[i]], origins[i]) for i in starts]
+    tracks = [_Track(i, starts[i], _first(recordings[i], num_chunks[i]), origins[i]) for i in starts]
     for track in tracks:
         track.next_chunk(world)
     free = list(range(world.num_slots, 0, -1))
@@ -158,6 +179,12 @@ def replay(
         for track in tracks:
             if track.slot is not None:
                 world.close(track.slot)
+
+
+def _first(recording: Recording, num_chunks: int) -> Sequence[Record]:
+    """The records up to so many chunks."""
+    ends = [at + 1 for at, record in enumerate(recording.records) if isinstance(record, Chunk)]
+    return recording.records[: ends[num_chunks - 1] if num_chunks else 0]
 
 
 def _next_rows(world: World, tracks: Sequence[_Track], free: list[int]) -> list[_Track]:

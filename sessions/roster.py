@@ -28,6 +28,9 @@ class Roster:
     def __len__(self) -> int:
         return len(self._sessions)
 
+    def __contains__(self, session_id: str) -> bool:
+        return session_id in self._sessions
+
     def __iter__(self) -> Iterator[Session]:
         """In the order in which they joined."""
         return iter(self._sessions.values())

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sessions.control import Control
+from sessions.moment import Past, Save
 from sessions.planner import Planner
 from sessions.roster import Roster
 from sessions.session import Session, State
-from sessions.trajectory import ChunkPath, ControlKind
+from sessions.trajectory import ChunkPath, ControlKind, Heading
 from world.chunk import Picture, Prompt, Start, World
 
 FORWARDS_KEPT = 256
@@ -60,6 +61,8 @@ class Finished:
 class TickResult:
     finished: tuple[Finished, ...]
     rows: tuple[RowMark, ...]
+    retraced: tuple[str, ...] = ()  # sessions that have come to where they were
+    astray: tuple[tuple[str, int], ...] = ()  # a session, and a chunk that did not become what it had been
 
 
 @dataclass(slots=True)
@@ -100,7 +103,51 @@ class Game:
         """Begin a stream in a free slot. Full, or DuplicateSession."""
         slot = self.roster.next_slot(session_id)
         self._world.open(slot, start)
-        session = Session(session_id, slot, self._world.geometry, self._world.num_steps, control, now_s, lockstep)
+        return self._admit(session_id, slot, control, start.prompt.text, now_s, lockstep)
+
+    def save(self, session_id: str, save_id: str | None = None) -> Save:
+        """A copy of all that a session is; by a name it knows that it can go back to it. IllegalState in the middle of
+        a chunk."""
+        session = self.roster[session_id]
+        moment = session.moment(save_id)
+        return Save(moment, self._world.export(session.slot))
+
+    def rewind(
+        self, session_id: str, save: Save, next_prompt: Prompt | None, now_s: float, same_clock: bool = True
+    ) -> None:
+        """Go on from a save of this kind of control; `next_prompt` is that of its moment. With another clock the
+        controls count anew. ValueError, and nothing changes, if the save does not fit."""
+        session = self.roster[session_id]
+        if save.moment.control != session.control:
+            raise ValueError(f"the save is of a session that is moved by {save.moment.control}")
+        self._world.restore(session.slot, save.state)
+        session.resume(save.moment, next_prompt, now_s, same_clock)
+
+    def fork(
+        self, session_id: str, save: Save, next_prompt: Prompt | None, now_s: float, same_clock: bool = True,
+        lockstep: bool = False,
+    ) -> Session:  # fmt: skip
+        """Go on from a save as another session, in a free slot, in lockstep or not, whichever the save's was. Full,
+        DuplicateSession, or ValueError as `rewind`."""
+        slot = self.roster.next_slot(session_id)
+        self._world.restore(slot, save.state)
+        session = self._admit(session_id, slot, save.moment.control, save.moment.prompt, now_s, lockstep)
+        session.resume(save.moment, next_prompt, now_s, same_clock)
+        session.saves = save.moment.saves
+        return session
+
+    def retrace(
+        self, session_id: str, past: Iterable[Past], heading: Heading, next_prompt: Prompt | None,
+        saves: tuple[str, ...],
+    ) -> None:  # fmt: skip
+        """Before a session does anything else it makes these chunks again, whenever there is room for its rows."""
+        self.roster[session_id].retrace(past, heading, next_prompt, saves)
+
+    def _admit(
+        self, session_id: str, slot: int, control: ControlKind, prompt_text: str, now_s: float, lockstep: bool
+    ) -> Session:
+        world = self._world
+        session = Session(session_id, slot, world.geometry, world.num_steps, control, now_s, prompt_text, lockstep)
         self.roster.add(session)
         return session
 
@@ -136,9 +183,7 @@ class Game:
 
     def left(self, session_id: str, chunk_index: int) -> None:
         """All frames of a chunk are on their way to the client: a session in lockstep may go on."""
-        lockstep = self.roster[session_id].lockstep
-        if lockstep is not None:
-            lockstep.left(chunk_index)
+        self.roster[session_id].left(chunk_index)
 
     def due_s(self, now_s: float) -> float | None:
         """When the next tick has work, not before now; None while nobody needs anything."""
@@ -161,12 +206,22 @@ class Game:
         pictures = self._world.step(rows)
         finished_s = clock()
         by_slot = {session.slot: session for session in sessions}
-        finished = tuple(self._finish(by_slot[picture.slot], picture, finished_s, len(rows)) for picture in pictures)
+        finished: list[Finished] = []
+        astray: list[tuple[str, int]] = []
+        for picture in pictures:
+            session = by_slot[picture.slot]
+            session.digest = picture.digest
+            if not session.past:
+                finished.append(self._finish(session, picture, finished_s, len(rows)))
+            elif session.past[0].digest != picture.digest:
+                astray.append((session.id, session.chunk_index))
+        retracing = [session for session in sessions if session.past]
         for session in sessions:
             session.advance(finished_s)
+        retraced = tuple(session.id for session in retracing if not session.past)
         marks = tuple(RowMark(row.slot, row.chunk_index, row.step_index) for row in rows)
         self.counters.count(marks)
-        return TickResult(finished, marks)
+        return TickResult(tuple(finished), marks, retraced, tuple(astray))
 
     def _finish(self, session: Session, picture: Picture, finished_s: float, company: int) -> Finished:
         path, index = session.path, session.chunk_index

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sessions.control import Control, ControlTrack, Segment, Steer
+from sessions.control import Control, ControlTrack, Hands, Segment, Steer
 from world.chunk import TEMPORAL_STRIDE, Geometry
 from world.motion import axes_planes, identity_pose, step_pose
 
@@ -44,6 +44,20 @@ class ChunkPath:
         return self.steer.control_seq
 
 
+Numbers = tuple[float, ...]  # 16 of a pose, row by row
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """All that a trajectory is between two chunks, of either kind."""
+
+    pose: Numbers | None  # where the camera is; None before the first pose that was sent
+    control_seq: int
+    hands: Hands | None = None  # where it is steered
+    queue: tuple[tuple[int, Numbers], ...] = ()  # (seq, pose) that wait, where poses are sent
+    last_seq: int = 0
+
+
 class AxesTrajectory:
     """Poses integrated from what a player holds."""
 
@@ -67,21 +81,45 @@ class AxesTrajectory:
         self.track.restart()
         self._control_seq = 0
 
+    @property
+    def heading(self) -> Heading:
+        return Heading(_numbers(self._pose), self._control_seq, self.track.hands)
+
+    def resume(self, heading: Heading, same_clock: bool) -> None:
+        """Go on from there. ValueError if that is a heading of sent poses."""
+        if heading.hands is None or heading.pose is None:
+            raise ValueError("poses were sent there, nobody steered")
+        self._pose = _matrix(heading.pose)
+        self._control_seq = heading.control_seq if same_clock else 0
+        self.track.hold(heading.hands, same_clock)
+
+    def retrace(self, chunk_index: int, steer: Steer, poses: NDArray[np.float32]) -> None:
+        """Move as a chunk did that was made before, whose poses [n, 4, 4] are known in float32."""
+        if not np.array_equal(self._follow(chunk_index, steer).poses, poses):  # the game's feel was another
+            self._pose = poses[-1].astype(np.float64)
+        self._control_seq = steer.control_seq
+
     def take(self, chunk_index: int) -> ChunkPath:
         """The path of the next chunk; consumes the controls so far.
 
         The very first frame stands still at the identity. Where it is a whole chunk, controls wait for the next one.
         """
-        first_frames = 1 if chunk_index == 0 else 0
-        moving = self._geometry.video_frames(chunk_index) - first_frames
-        before = self._pose
+        steer = Steer((), (0.0, 0.0), self._control_seq)
+        if moving := self._moving(chunk_index):
+            steer = self.track.take(moving / self._geometry.fps)
+            self._control_seq = steer.control_seq
+        return self._follow(chunk_index, steer)
+
+    def _moving(self, chunk_index: int) -> int:
+        """Frames of a chunk in which the camera may move."""
+        return self._geometry.video_frames(chunk_index) - (1 if chunk_index == 0 else 0)
+
+    def _follow(self, chunk_index: int, steer: Steer) -> ChunkPath:
+        moving, fps, before = self._moving(chunk_index), self._geometry.fps, self._pose
+        first_frames = self._geometry.video_frames(chunk_index) - moving
         poses = [before] * first_frames
         planes = [np.zeros(4, np.float32)] * first_frames
-        steer = Steer((), (0.0, 0.0), self._control_seq)
         if moving:
-            fps = self._geometry.fps
-            steer = self.track.take(moving / fps)
-            self._control_seq = steer.control_seq
             for axes in frame_axes(steer.segments, moving, fps):
                 self._pose = step_pose(
                     self._pose,
@@ -133,6 +171,25 @@ class PoseTrajectory:
         self._queue.clear()
         self._control_seq = self._last_seq = 0
 
+    @property
+    def heading(self) -> Heading:
+        queue = tuple((seq, _numbers(pose)) for seq, pose in self._queue)
+        pose = None if self._pose is None else _numbers(self._pose)
+        return Heading(pose, self._control_seq, None, queue, self._last_seq)
+
+    def resume(self, heading: Heading, same_clock: bool) -> None:
+        """Go on from there. ValueError if somebody steered there."""
+        if heading.hands is not None:
+            raise ValueError("somebody steered there, no poses were sent")
+        self._pose = None if heading.pose is None else _matrix(heading.pose)
+        self._queue = deque((seq, _matrix(pose)) for seq, pose in heading.queue)
+        self._control_seq, self._last_seq = (heading.control_seq, heading.last_seq) if same_clock else (0, 0)
+
+    def retrace(self, chunk_index: int, steer: Steer, poses: NDArray[np.float32]) -> None:
+        """Move as a chunk did that was made before, whose poses [n, 4, 4] are known."""
+        self._pose = poses[-1].astype(np.float64)
+        self._control_seq = steer.control_seq
+
     def take(self, chunk_index: int) -> ChunkPath:
         """The path of the next chunk. Needs `ready`."""
         before = self._pose
@@ -146,6 +203,10 @@ class PoseTrajectory:
 
 
 Trajectory = AxesTrajectory | PoseTrajectory
+
+
+def new_trajectory(control: ControlKind, geometry: Geometry) -> Trajectory:
+    return AxesTrajectory(geometry) if control == "axes" else PoseTrajectory(geometry)
 
 
 def check_poses(poses: NDArray[np.float32]) -> None:
@@ -172,6 +233,15 @@ def frame_axes(segments: tuple[Segment, ...], num_frames: int, fps: int) -> NDAr
     edges_s = np.arange(num_frames + 1) / fps
     reached = np.stack([np.interp(edges_s, ends_s, column) for column in sums.T], axis=1)  # [num_frames + 1, 4]
     return np.diff(reached, axis=0) * fps
+
+
+def _numbers(pose: NDArray[np.float64]) -> Numbers:
+    return tuple(map(float, pose.ravel()))
+
+
+def _matrix(numbers: Numbers) -> NDArray[np.float64]:
+    """ValueError unless there are 16."""
+    return np.array(numbers, np.float64).reshape(4, 4)
 
 
 def _path(

@@ -87,10 +87,10 @@ def _begin(world: World, identity: Identity, finding: Finding, recording: Record
     if compare and not finding.arithmetic and (altered := start_altered(header, world, start)):
         finding.differs(None, f"the {' and the '.join(altered)} became another conditioning")
         finding.num_chunks = 0
-    for chunk in recording.chunks[: finding.num_chunks]:
+    for made, chunk in enumerate(recording.chunks[: finding.num_chunks]):
         if chunk.altered:
             finding.differs(chunk.chunk, f"its {' and '.join(chunk.altered)} are not those that were recorded")
-            finding.num_chunks = chunk.chunk
+            finding.num_chunks = made
             break
     return start
 

@@ -19,7 +19,7 @@ ONLY_IN = {
     "world": {"torch", "safetensors", "transformers", "flash_attn"},
     "gameserver": {"asyncio", "websockets", "av", "socket", "http", "ssl"},
 }
-NUMPY_ONLY = {"world.chunk", "world.motion", "world.pattern"}  # what sessions may know of a world
+NUMPY_ONLY = {"world.chunk", "world.motion", "world.pattern", "world.snapshot"}  # what sessions may know of a world
 OF_WORLD_FOR_SERVER = NUMPY_ONLY | {"world.loader"}
 CLOCK_READERS = ("gameserver/engine.py", "gameserver/connection.py", "gameserver/app.py")
 OWN_CLOCK = (

@@ -52,7 +52,7 @@ export class Connection {
       this.welcomed = true;
       this.attempt = 0;
       const scene = message.scene || this.hello.scene; // a seed without a scene would ask for a new place
-      this.hello = { ...this.hello, token: message.token, seed: message.seed, scene };
+      this.hello = { ...this.hello, token: message.token || undefined, seed: message.seed, scene };
       this.events.welcome(message);
       this.send(wire.ping(this.now()));
     } else if (message.type === 'pong') this.roundTrips.push(this.now() - message.t_ms);

@@ -9,7 +9,7 @@ import { errorText } from './texts.js';
 
 const POLL_MS = 2000;
 
-// `view` gets state(name, detail), welcomed(message, surprising), painted(), prompted(message), note(text).
+// `view` gets state(name, detail), welcomed(message, surprising), painted(), prompted(message), shared(message), note(text).
 export class Game {
   constructor({ screen, settings, offer, fetchWorld, socketUrl, view }) {
     Object.assign(this, { screen, settings, offer, fetchWorld, socketUrl, view });
@@ -30,7 +30,7 @@ export class Game {
     this.view.state(state, detail);
   }
 
-  // `choice` is {scene, prompt, seed}, with `token` to continue a session.
+  // `choice` is {scene, prompt, seed}, with `token` to continue a session; or {watch}, to see somebody else's.
   enter(choice) {
     this.reset();
     this.choice = choice;
@@ -48,7 +48,7 @@ export class Game {
     if (world && !world.ready) {
       if (state !== 'warming') this.to('warming');
       this.view.warming(world.progress);
-    } else if (world && state === 'full' && world.players >= world.capacity) this.view.house(world);
+    } else if (world && state === 'full' && !this.choice.watch && world.players >= world.capacity) this.view.house(world);
     else { this.connect(); return; }
     this.poll = setTimeout(() => this.knock(), POLL_MS);
   }
@@ -67,7 +67,7 @@ export class Game {
   }
 
   welcomed(message) {
-    const surprising = this.welcome !== null && !message.resumed;
+    const surprising = this.welcome !== null && !message.resumed && !message.watching;
     this.player?.close();
     this.welcome = message;
     this.health = new Health();
@@ -95,7 +95,8 @@ export class Game {
     } else if (message.type === 'prompted') {
       this.welcome = { ...this.welcome, prompt: message.text };
       this.view.prompted(message);
-    } else if (message.type === 'error') this.view.note(errorText(message.code).toast ?? message.message);
+    } else if (message.type === 'shared') this.view.shared(message);
+    else if (message.type === 'error') this.view.note(errorText(message.code).toast ?? message.message);
   }
 
   broke(atMs) {
@@ -129,9 +130,16 @@ export class Game {
   }
 
   control(messages) {
+    if (this.watching) return;
     for (const message of messages) {
       if (this.connection?.send(wire.control(message))) this.player.controlSent(message.seq);
     }
+  }
+
+  get watching() { return this.welcome?.watching === true; }
+
+  share() {
+    return this.connection?.send(wire.share()) ?? false;
   }
 
   say(text) {

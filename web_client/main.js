@@ -8,7 +8,7 @@ import { Input } from './input.js';
 import { Menu } from './menu.js';
 import { MARGIN_MS } from './pacing.js';
 import { Screen } from './screen.js';
-import { linkTo, loadSettings, parseAddress, saveSettings } from './settings.js';
+import { linkTo, loadSettings, parseAddress, saveSettings, watchLink } from './settings.js';
 import { StartScreen } from './start.js';
 import { STATES, errorText } from './texts.js';
 
@@ -35,7 +35,7 @@ const start = new StartScreen(asked, {
 const menu = new Menu(settings, {
   closed: () => {
     steer();
-    if (game.state === 'playing' && matchMedia('(pointer: fine)').matches) input.lock();
+    if (game.state === 'playing' && !game.watching && matchMedia('(pointer: fine)').matches) input.lock();
   },
   changed: () => {
     saveSettings(localStorage, settings);
@@ -43,6 +43,7 @@ const menu = new Menu(settings, {
     if (game.player) game.player.pacer.baseMarginMs = MARGIN_MS[settings.quality];
   },
   share: () => copy(shareLink()).then(() => hud.toast('Link copied'), () => hud.toast(shareLink())),
+  watch: () => { if (!game.share()) hud.toast('The line is closed just now.'); },
   fresh: () => game.leave('start'),
   leave: () => game.leave('ended'),
 });
@@ -51,7 +52,7 @@ socketUrl.protocol = location.protocol === 'https:' ? 'wss:' : 'ws:';
 socketUrl.search = socketUrl.hash = '';
 const game = new Game({
   screen, settings, offer: offered, fetchWorld, socketUrl: socketUrl.href,
-  view: { state: showState, welcomed, warming: (progress) => card.progress(progress), house: showHouse, prompted, note },
+  view: { state: showState, welcomed, warming: (progress) => card.progress(progress), house: showHouse, prompted, shared, note },
 });
 const input = new Input($('stage'), settings, {
   emit: (messages) => game.control(messages),
@@ -80,7 +81,7 @@ function showState(state, { error, known = true } = {}) {
   document.body.dataset.state = state;
   if (state === 'error') document.body.dataset.error = error.code;
   else delete document.body.dataset.error;
-  if (state === 'playing') { card.hide(); announce('Playing'); document.activeElement?.blur(); }
+  if (state === 'playing') { card.hide(); announce(game.watching ? 'Watching' : 'Playing'); document.activeElement?.blur(); }
   else if (state === 'start') { card.hide(); visitHouse(); announce('Manyworlds. Choose where to start.'); }
   else {
     let text = state === 'error' ? errorText(error.code) : STATES[state];
@@ -96,17 +97,19 @@ function showState(state, { error, known = true } = {}) {
 }
 
 function steer() {
-  input.enable(game.state === 'playing' && !menu.open && $('whisper').hidden);
+  input.enable(game.state === 'playing' && !game.watching && !menu.open && $('whisper').hidden);
 }
 
 function cardPrimary() {
   const { reload } = game.state === 'error' ? errorText(document.body.dataset.error) : {};
   if (reload) location.reload();
-  else if (['unknown_scene', 'bad_image'].includes(document.body.dataset.error)) game.leave('start');
+  else if (['unknown_scene', 'bad_image', 'not_shared', 'other_codec'].includes(document.body.dataset.error)) game.leave('start');
   else game.again();
 }
 
 function welcomed(message, surprising) {
+  document.body.classList.toggle('watching', message.watching === true);
+  if (message.watching) { announce('Watching'); return; }
   input.stream.repeat(performance.now());
   input.pump();
   const { token, scene, seed, resumed } = message;
@@ -121,6 +124,11 @@ function showHouse({ players, capacity }) {
 }
 
 function prompted({ text }) { hud.toast(`The world heard: ${text}`); }
+
+function shared({ code }) {
+  const link = watchLink(location.href, code);
+  copy(link).then(() => hud.toast('Watch link copied'), () => hud.toast(link));
+}
 
 function note(text) { hud.toast(text); }
 
@@ -155,7 +163,7 @@ addEventListener('keydown', (event) => {
     event.preventDefault();
     if (!$('whisper').hidden) whisper(false);
     else { menu.show(); steer(); }
-  } else if (event.key === 'Enter' && !event.target.closest('button, input, summary')) {
+  } else if (event.key === 'Enter' && !game.watching && !event.target.closest('button, input, summary')) {
     event.preventDefault();
     whisper(true);
   }
@@ -214,5 +222,6 @@ window.manyworlds = Object.freeze({
 
 start.note(offered.why);
 start.offerAgain(session() !== null);
-if (asked.play) game.enter(start.choice());
+if (asked.watch) game.enter({ watch: asked.watch });
+else if (asked.play) game.enter(start.choice());
 else visitHouse();

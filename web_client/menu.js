@@ -4,7 +4,7 @@ import { QUALITIES } from './settings.js';
 
 const $ = (id) => document.getElementById(id);
 
-// Events: closed(), changed(settings), share(), fresh(), leave().
+// Events: closed(), changed(settings), share(), watch(), fresh(), leave().
 export class Menu {
   constructor(settings, events) {
     this.settings = settings;
@@ -19,6 +19,7 @@ export class Menu {
     this.dialog.addEventListener('input', () => { this.read(); events.changed(settings); });
     this.dialog.addEventListener('close', () => events.closed());
     $('copy-link').addEventListener('click', () => events.share());
+    $('watch-link').addEventListener('click', () => events.watch());
     $('new-world').addEventListener('click', () => { this.dialog.close(); events.fresh(); });
     $('leave').addEventListener('click', () => { this.dialog.close(); events.leave(); });
   }

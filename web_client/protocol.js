@@ -11,8 +11,9 @@ const real = (value) => new Real(value);
 const clamp = (value, limit) => Math.min(limit, Math.max(-limit, value));
 
 // Each returns the bytes of one message; fields that are undefined stay away.
-export const hello = ({ codecs, name, scene, prompt, seed, token, image }) =>
-  encode({ type: 'hello', version: VERSION, name, codecs, scene: scene || undefined, prompt, seed, token, image });
+export const hello = ({ codecs, name, scene, prompt, seed, token, image, watch }) => encode({
+  type: 'hello', version: VERSION, name, codecs, scene: scene || undefined, prompt, seed, token, image, watch,
+});
 export const control = ({ seq, t_ms, axes, look = [0, 0] }) => encode({
   type: 'control', seq, t_ms: real(t_ms), axes: axes.map((axis) => real(clamp(axis, 1))),
   look: look[0] || look[1] ? look.map((degrees) => real(clamp(degrees, 360))) : undefined,
@@ -24,6 +25,7 @@ export const ack = ({ packet, hidden, slack_ms }) => encode({
 });
 export const keyframe = () => encode({ type: 'keyframe' });
 export const ping = (t_ms) => encode({ type: 'ping', t_ms: real(t_ms) });
+export const share = () => encode({ type: 'share' });
 export const bye = () => encode({ type: 'bye' });
 
 // Bytes of one server message -> an object with its `type`. Throws on anything that is not a typed map.

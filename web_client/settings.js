@@ -29,10 +29,19 @@ export function parseAddress(search) {
   const asked = new URLSearchParams(search);
   return {
     scene: asked.get('scene') || undefined, prompt: asked.get('prompt')?.slice(0, 500) || undefined,
-    seed: parseSeed(asked.get('seed')) ?? undefined, play: asked.get('play') === '1',
+    watch: asked.get('watch')?.slice(0, 64) || undefined, seed: parseSeed(asked.get('seed')) ?? undefined, play: asked.get('play') === '1',
     codec: asked.get('codec') ?? undefined, quality: asked.get('quality') ?? undefined,
     renderer: asked.get('renderer') ?? undefined,
   };
+}
+
+// The address that shows this world to others.
+export function watchLink(base, code) {
+  const link = new URL(base);
+  link.search = '';
+  link.hash = '';
+  link.searchParams.set('watch', code);
+  return link.href;
 }
 
 // The address that grows the same world again.

@@ -83,10 +83,25 @@ export const ERRORS = {
     ...again, title: 'Nobody steered', text: 'This world waited for its agent for a long time, and then let go.',
     operator: 'In lockstep nothing was steered for ten minutes.',
   },
+  no_saves: { toast: 'This server keeps no saves.' },
+  too_many_saves: { toast: 'No more saves are kept: you have as many as there may be.' },
+  saves_full: { toast: 'There is no room for another save.' },
+  save_failed: { toast: 'The server could not write the save.' },
+  unknown_save: { toast: 'That save is not there any more.' },
+  bad_save: { toast: 'That save cannot be used any more.' },
   replaced: { state: 'replaced' },
   slow_client: {
     ...again, title: 'Your network fell behind', text: 'Pictures were not arriving any more, so the server let go.',
     operator: 'No packet was acknowledged for five seconds.',
+  },
+  not_shared: {
+    title: 'There is nothing to watch', text: 'Whoever played here has left, or does not share this world any more.',
+    primary: 'Play yourself', secondary: 'Back', operator: 'No session is shared by the code of this link.',
+  },
+  other_codec: {
+    title: 'This browser cannot show it', text: 'That world is sent in a format which this browser does not decode.',
+    primary: 'Play yourself', secondary: 'Back',
+    operator: 'Spectators get the packets encoded for the player, in the codec which that one chose.',
   },
   shutting_down: { state: 'going_down' },
   internal: {

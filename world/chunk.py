@@ -127,6 +127,28 @@ class Picture:
     means: NDArray[np.float32]  # [latent_channels] of the latents: what can be compared where bits must differ
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Stored:
+    """A tensor at rest, outside of any library."""
+
+    dtype: str  # as safetensors names it: F32, BF16, U8 ...
+    shape: tuple[int, ...]
+    data: NDArray[np.uint8]  # [n] its bytes, little-endian, in C order
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SlotState:
+    """All that a stream is between two of its chunks: whoever has it goes on with the same bits, in any slot."""
+
+    tensors: Mapping[str, Stored]
+    facts: Mapping[str, Any]  # JSON
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the tensors."""
+        return sum(stored.data.size for stored in self.tensors.values())
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """What the bits of a stream depend on beside its start and its rows: equal identities make equal bits."""
@@ -179,6 +201,13 @@ class World(Protocol):
 
     def close(self, slot: int) -> None:
         """Give a slot back; what it held is overwritten with NaN."""
+
+    def export(self, slot: int) -> SlotState:
+        """A copy of what an open slot holds. Between two chunks, when the last one's commit has run."""
+
+    def restore(self, slot: int, state: SlotState) -> None:
+        """Go on in a slot, open or not, where a state was exported. ValueError, and nothing changes, for a state that
+        does not fit this world."""
 
     def step(self, rows: Sequence[Row]) -> Sequence[Picture]:
         """One forward over rows of different slots. A row whose last denoise step this was yields its Picture."""

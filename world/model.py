@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from world import camera
-from world.chunk import DrawStart, Geometry, Identity, Picture, Prompt, Report, Row, Scene, Start
+from world.chunk import DrawStart, Geometry, Identity, Picture, Prompt, Report, Row, Scene, SlotState, Start
 from world.config import WorldConfig
 from world.denoiser import Denoiser
 from world.identity import arithmetic, config_text, digest, weights_digests
@@ -21,12 +22,24 @@ from world.nn.vae import VideoVAE
 from world.picture import to_i420, to_video
 from world.sampler import noise
 from world.scene import encode_image, first_frame_condition, moves_between, warp_condition
-from world.slab import Slab
+from world.slab import Slab, store, unstore
 from world.text import PromptCache, TextEncoder
 from world.views import Views
 
 USUAL_SCALE = 0.2  # a scene's scale, unless it has its own
+SLAB = "slab."  # before the names of a slab's tensors, where others are beside them
 PROMPTS_KEPT = 256  # encoded prompts kept, oldest use evicted
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Stream:
+    """What an open slot has beside its rows of the slab."""
+
+    seed: int
+    image: Tensor  # as prepared
+    intrinsics: NDArray[np.float32]  # [4]
+    scale: float
+    views: Views
 
 
 class DiffusionWorld:
@@ -48,8 +61,7 @@ class DiffusionWorld:
         self.slab = Slab(cfg, num_slots, self.device, dit.dtype, vae.dtype)
         self.denoiser = Denoiser(cfg, dit, self.slab)
         self._num_slots = num_slots
-        self._starts: dict[int, Start] = {}
-        self._views: dict[int, Views] = {}
+        self._streams: dict[int, _Stream] = {}
         self._text_lock = threading.Lock()
         self._prompts = PromptCache(PROMPTS_KEPT)
         self._weights: tuple[str, str] | None = None  # digests, once somebody asked
@@ -127,17 +139,39 @@ class DiffusionWorld:
 
     @torch.inference_mode()
     def open(self, slot: int, start: Start) -> None:
-        if not 1 <= slot <= self.num_slots:
-            raise ValueError(f"slot {slot} is not one of 1 to {self.num_slots}")
+        self._check_slot(slot)
         self.slab.clean(slot)
         self.denoiser.set_text(slot, start.prompt.encoded)
-        self._starts[slot] = start
-        self._views[slot] = Views(self.cfg.views)
+        views = Views(self.cfg.views)
+        self._streams[slot] = _Stream(start.seed, start.image, start.intrinsics, start.scale, views)
 
     @torch.inference_mode()
     def close(self, slot: int) -> None:
-        del self._starts[slot], self._views[slot]
+        del self._streams[slot]
         self.slab.poison(slot)
+
+    @torch.inference_mode()
+    def export(self, slot: int) -> SlotState:
+        stream = self._streams[slot]
+        tensors = {f"{SLAB}{name}": stored for name, stored in self.slab.export(slot).items()}
+        tensors |= {"image": store(stream.image), "intrinsics": store(torch.from_numpy(stream.intrinsics))}
+        return SlotState(tensors, {"seed": stream.seed, "scale": stream.scale, "views": stream.views.facts()})
+
+    @torch.inference_mode()
+    def restore(self, slot: int, state: SlotState) -> None:
+        self._check_slot(slot)
+        tensors, facts = {name: unstore(stored) for name, stored in state.tensors.items()}, state.facts
+        try:
+            image, intrinsics = tensors.pop("image").clone(), tensors.pop("intrinsics").numpy().copy()
+            seed, scale, views = int(facts["seed"]), float(facts["scale"]), Views.of(self.cfg.views, facts["views"])
+        except (KeyError, TypeError) as fault:
+            raise ValueError(f"the state of a slot cannot be read: {fault}") from None
+        self.slab.restore(slot, {name.removeprefix(SLAB): row for name, row in tensors.items()})
+        self._streams[slot] = _Stream(seed, image.to(self.device), intrinsics, scale, views)
+
+    def _check_slot(self, slot: int) -> None:
+        if not 1 <= slot <= self.num_slots:
+            raise ValueError(f"slot {slot} is not one of 1 to {self.num_slots}")
 
     @torch.inference_mode()
     def step(self, rows: Sequence[Row]) -> list[Picture]:
@@ -165,7 +199,7 @@ class DiffusionWorld:
         shape = tuple(self.slab.x.shape[1:])
         if step_index == self.num_steps:
             return torch.zeros(shape, device=self.device)
-        return torch.from_numpy(noise(self._starts[row.slot].seed, row.chunk_index, step_index, shape)).to(self.device)
+        return torch.from_numpy(noise(self._streams[row.slot].seed, row.chunk_index, step_index, shape)).to(self.device)
 
     def _begin(self, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -178,10 +212,10 @@ class DiffusionWorld:
 
     def _control(self, rows: Sequence[Row]) -> Tensor:
         """Camera channels of the rows' chunks, [B, control * 64, f, h, w]."""
-        starts = [self._starts[row.slot] for row in rows]
-        steps = [camera.relative_live(row.poses, start.scale) for row, start in zip(rows, starts, strict=True)]
+        streams = [self._streams[row.slot] for row in rows]
+        steps = [camera.relative_live(row.poses, stream.scale) for row, stream in zip(rows, streams, strict=True)]
         relative = torch.from_numpy(np.stack(steps)).to(self.device)
-        intrinsics = torch.from_numpy(np.stack([start.intrinsics for start in starts])).to(self.device)
+        intrinsics = torch.from_numpy(np.stack([stream.intrinsics for stream in streams])).to(self.device)
         size = self.geometry.height, self.geometry.width
         if self.cfg.dit.control_channels == 7:
             keys = torch.from_numpy(np.stack([row.keys for row in rows])).to(self.device)
@@ -190,25 +224,25 @@ class DiffusionWorld:
 
     def _condition(self, row: Row) -> Tensor:
         """y [20 or 40, f, h, w]."""
-        start, frames = self._starts[row.slot], self.geometry.chunk_frames
+        stream, frames = self._streams[row.slot], self.geometry.chunk_frames
         if self.cfg.conditioning == "first_frame":
-            return first_frame_condition(start.image, row.chunk_index * frames, frames)
-        views, path = self._views[row.slot], self._path(row)
+            return first_frame_condition(stream.image, row.chunk_index * frames, frames)
+        views, path = stream.views, self._path(row)
         old, poses = path[:1] if row.chunk_index > 0 else path[1:2], path[1:]
         if not views.poses:
             views.remember(poses[0])
-            self.slab.views[row.slot, 0] = start.image[:, 0]
+            self.slab.views[row.slot, 0] = stream.image[:, 0]
         place = views.recall(poses[-1])
-        newest = start.image[:, 0] if row.chunk_index == 0 else self.slab.x[row.slot, :, -1]
+        newest = stream.image[:, 0] if row.chunk_index == 0 else self.slab.x[row.slot, :, -1]
         known = [(newest, old), (self.slab.views[row.slot, place], views.poses[place][None])]
-        return torch.cat([self._warp(latent, pose, poses, start.intrinsics) for latent, pose in known])
+        return torch.cat([self._warp(latent, pose, poses, stream.intrinsics) for latent, pose in known])
 
     def _path(self, row: Row) -> NDArray[np.float64]:
         """A row's poses where the stream is, in the units of warps and views: USUAL_SCALE of them count as 1 for the
         model."""
         path = row.poses.astype(np.float64)
-        path[:, :3, 3] *= USUAL_SCALE / self._starts[row.slot].scale
-        return self._views[row.slot].follow(path)
+        path[:, :3, 3] *= USUAL_SCALE / self._streams[row.slot].scale
+        return self._streams[row.slot].views.follow(path)
 
     def _warp(
         self, latent: Tensor, old: NDArray[np.floating[Any]], new: NDArray[np.float64], intrinsics: NDArray[np.float32]
@@ -223,7 +257,7 @@ class DiffusionWorld:
     def _remember(self, rows: Sequence[Row]) -> None:
         """Keep the newest latent of these rows' finished chunks where no view stands for it."""
         for row in rows:
-            place = self._views[row.slot].remember(self._path(row)[-1])
+            place = self._streams[row.slot].views.remember(self._path(row)[-1])
             if place is not None:
                 self.slab.views[row.slot, place] = self.slab.x[row.slot, :, -1]
 

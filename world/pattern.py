@@ -34,7 +34,9 @@ from world.chunk import (
     Report,
     Row,
     Scene,
+    SlotState,
     Start,
+    Stored,
 )
 from world.motion import pitch_deg, yaw_deg
 
@@ -146,6 +148,31 @@ class PatternWorld:
     def close(self, slot: int) -> None:
         _require(slot in self._streams, f"slot {slot} is closed, but is not open")
         del self._streams[slot]
+
+    def export(self, slot: int) -> SlotState:
+        _require(slot in self._streams, f"slot {slot} is exported, but is not open")
+        stream = self._streams[slot]
+        _require(stream.step_index == 0, f"slot {slot} is exported in the middle of a chunk")
+        poses = np.zeros((0, 4, 4), np.float32) if stream.poses is None else stream.poses
+        tensors = {
+            "history": Stored("U8", (DIGEST_BYTES,), np.frombuffer(stream.history, np.uint8)),
+            "poses": Stored("F32", poses.shape, np.frombuffer(poses.astype("<f4").tobytes(), np.uint8)),
+        }
+        facts = {"seed": stream.seed, "prompt": stream.prompt.text, "chunk_index": stream.chunk_index}
+        return SlotState(tensors, facts)
+
+    def restore(self, slot: int, state: SlotState) -> None:
+        _require(1 <= slot <= self.num_slots, f"slot {slot} is not one of 1..{self.num_slots}")
+        try:
+            history, poses = state.tensors["history"].data.tobytes(), state.tensors["poses"]
+            path = np.frombuffer(poses.data.tobytes(), "<f4").reshape(poses.shape)
+            seed, chunk_index = int(state.facts["seed"]), int(state.facts["chunk_index"])
+            prompt = self.encode_prompt(str(state.facts["prompt"]))
+        except (KeyError, TypeError) as fault:
+            raise ValueError(f"the state of a slot cannot be read: {fault}") from None
+        if len(history) != DIGEST_BYTES or path.shape[:1] not in ((0,), (self.geometry.chunk_frames + 1,)):
+            raise ValueError("this is not the state of a slot of this world")
+        self._streams[slot] = _Stream(seed, prompt, history, chunk_index, 0, path.copy() if len(path) else None)
 
     def step(self, rows: Sequence[Row]) -> Sequence[Picture]:
         """One forward; `Misuse` if the rows break a rule, and then nothing has moved."""

@@ -6,15 +6,19 @@ they are stored and attention does not care about order, so evicting is overwrit
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from world.chunk import Stored
 from world.config import WorldConfig
 from world.nn.attention import Ring, ring_door
 from world.nn.dit import Pair
 from world.nn.vae import VideoVAE
+
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # as safetensors names them
 
 
 def ring_frames(frames: Tensor, sink_frames: int, window_frames: int) -> Tensor:
@@ -80,10 +84,15 @@ class Slab:
         self.decoder = [zeros(*shape[1:], dtype=vae_dtype) for shape in decoder_cache_shapes(cfg)]
         self.ring_attention: Ring = ring_door(device, dit_dtype)
 
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield from (("x", self.x), ("y", self.y), ("views", self.views))
+        for name, layers in (("k", self.k), ("v", self.v), ("decoder", self.decoder)):
+            yield from ((f"{name}.{i}", t) for i, t in enumerate(layers))
+        for name, pairs in (("text", self.text), ("camera", self.camera)):
+            yield from ((f"{name}.{i}.{j}", t) for i, pair in enumerate(pairs) for j, t in enumerate(pair))
+
     def tensors(self) -> Iterator[Tensor]:
-        yield from (*self.k, *self.v, self.x, self.y, self.views, *self.decoder)
-        for pair in (*self.text, *self.camera):
-            yield from pair
+        yield from (t for _, t in self.named_tensors())
 
     def slot_bytes(self) -> int:
         """Memory one player takes."""
@@ -98,8 +107,36 @@ class Slab:
         for t in self.tensors():
             t[slot].fill_(float("nan"))
 
+    def export(self, slot: int) -> dict[str, Stored]:
+        return {name: store(t[slot]) for name, t in self.named_tensors()}
+
+    def restore(self, slot: int, rows: Mapping[str, Tensor]) -> None:
+        """ValueError, and nothing changes, if these are not the rows of a slab like this one."""
+        kept = dict(self.named_tensors())
+        if rows.keys() != kept.keys():
+            raise ValueError(f"a slot of this world has no {sorted(rows.keys() ^ kept.keys())[0]}, or lacks it")
+        for name, row in rows.items():
+            if row.shape != kept[name].shape[1:] or row.dtype != kept[name].dtype:
+                raise ValueError(f"{name} is {row.dtype}{list(row.shape)}, not that of a slot of this world")
+        for name, row in rows.items():
+            kept[name][slot].copy_(row)
+
     def view(self, slots: Tensor, first_frame: Tensor) -> RingView:
         return RingView(self, slots, first_frame)
+
+
+def store(t: Tensor) -> Stored:
+    """A copy of a tensor, off its device."""
+    whole = t.detach().to("cpu", copy=True).contiguous()
+    return Stored(DTYPES[t.dtype], tuple(t.shape), whole.reshape(-1).view(torch.uint8).numpy())
+
+
+def unstore(stored: Stored) -> Tensor:
+    """ValueError if its bytes are not what it says. May share memory with it."""
+    dtype = next((dtype for dtype, name in DTYPES.items() if name == stored.dtype), None)
+    if dtype is None or stored.data.size != math.prod(stored.shape) * dtype.itemsize:
+        raise ValueError(f"{stored.data.size} bytes are no {stored.dtype}{list(stored.shape)}")
+    return torch.from_numpy(stored.data).view(dtype).reshape(stored.shape)
 
 
 def gather(pairs: Sequence[Pair], slots: Tensor) -> list[Pair]:

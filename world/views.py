@@ -4,7 +4,9 @@ comes back. Here is the bookkeeping by pose alone; the latents of the views lie 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +38,23 @@ class Views:
     rules: ViewRules
     poses: dict[int, Pose] = field(default_factory=dict)  # place -> pose, the oldest first
     position: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))  # where the stream has come to
+
+    def facts(self) -> dict[str, Any]:
+        """All of it but the rules, as JSON, to the bit."""
+        poses = [[place, np.asarray(pose, np.float64).tolist()] for place, pose in self.poses.items()]
+        return {"poses": poses, "position": self.position.tolist()}
+
+    @classmethod
+    def of(cls, rules: ViewRules, facts: Mapping[str, Any]) -> Views:
+        """ValueError if they are not `facts`."""
+        try:
+            poses = {int(place): np.array(pose, np.float64).reshape(4, 4) for place, pose in facts["poses"]}
+            views = cls(rules, poses, np.array(facts["position"], np.float64).reshape(3))
+        except (KeyError, TypeError) as fault:
+            raise ValueError(f"the views cannot be read: {fault}") from None
+        if sorted(poses) != list(range(len(poses))) or len(poses) > rules.capacity:
+            raise ValueError("the views are not in places of their own")
+        return views
 
     def follow(self, path: NDArray[np.float64]) -> NDArray[np.float64]:
         """A chunk's poses [n, 4, 4] moved to begin where the stream is: a row tells relative motion only."""

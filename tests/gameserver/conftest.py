@@ -21,6 +21,7 @@ from gameserver.app import App, running
 from gameserver.backpressure import Limits
 from gameserver.door import Settings
 from gameserver.journal import Keep
+from gameserver.saves import Shelf
 from world.chunk import Report, Row, World
 from world.pattern import PatternWorld, Reading, read_pattern
 
@@ -49,11 +50,12 @@ async def serve_pattern(
     patience_s: float = 60.0,
     limits: Limits | None = None,
     record: Keep | None = None,
+    saves: Shelf | None = None,
 ) -> AsyncIterator[App]:
     served = world or PatternWorld(num_slots=players, on_step=on_step)
     settings = Settings(
         "127.0.0.1", 0, players, grace_s=grace_s, hello_s=hello_s, stats_s=stats_s, limits=limits or Limits(),
-        record=record, patience_s=patience_s,
+        record=record, patience_s=patience_s, saves=saves,
     )  # fmt: skip
     async with running(settings, load or (lambda report: served)) as app:
         if wait_ready:

@@ -14,6 +14,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from gameserver.app import ServeError, running
+from gameserver.audience import MAX_WATCHING
 from gameserver.door import Settings
 from world.chunk import Report, World
 from world.pattern import PatternWorld
@@ -127,7 +128,7 @@ def test_everybody_is_told_before_the_server_goes_down(running_server: RunningSe
 def test_too_many_sockets_are_turned_away(running_server: RunningServer) -> None:
     async def scene() -> None:
         async with running_server(players=1) as app:
-            sockets = [await connect(app.play_url, compression=None) for _ in range(36)]
+            sockets = [await connect(app.play_url, compression=None) for _ in range(36 + MAX_WATCHING)]
             with pytest.raises(InvalidStatus) as refused:
                 await connect(app.play_url)
             assert refused.value.response.status_code == 503

@@ -102,6 +102,7 @@ def test_records_where_it_is_told_or_where_the_user_keeps_things(
         "replay",
         "replay x --to -1",
         "serve --record-gb 0",
+        "clip --seconds 1",
     ],
 )
 def test_a_wrong_command_line_is_code_2(line: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,17 +112,18 @@ def test_a_wrong_command_line_is_code_2(line: str, capsys: pytest.CaptureFixture
     assert capsys.readouterr().err.startswith("usage: gameserver")
 
 
-@pytest.mark.parametrize("command", ["", "serve", "bot", "bench", "replay"])
+@pytest.mark.parametrize("command", ["", "serve", "bot", "bench", "replay", "clip"])
 def test_help_names_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([*command.split(), "--help"])
     assert ended.value.code == 0
     told = capsys.readouterr().out
     options = {
-        "": "serve bot bench replay",
+        "": "serve bot bench replay clip",
         "serve": "--host --port --world --players --record-dir --no-record",
         "bot": "--seconds --script --save",
-        "replay": "--verify --together --video --from --to --world --json",
+        "replay": "--verify --together --video --overlay --from --to --world --json",
+        "clip": "--out --jobs --prompt --image --poses --script --seconds --world --slots --json",
     }
     assert all(option in told for option in options.get(command, "--world --players --json").split())
 

@@ -160,9 +160,30 @@ def test_a_session_from_hello_to_bye() -> None:
         server.receive(pack(message), 0.2)
     states.append(server.state)
     server.receive(pack({"type": "bye"}), 0.3)
-    assert [*states, server.state] == list(State)
+    assert [*states, server.state] == [state for state in State if state is not State.WATCHING]
     with pytest.raises(ProtocolError, match="closed"):
         server.receive(pack({"type": "ping", "t_ms": 2}), 0.4)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"type": "control", "seq": 1, "t_ms": 0, "axes": [1, 0, 0, 0]},
+        {"type": "poses", "seq": 1, "poses": np.eye(4, dtype="<f4").tobytes()},
+        {"type": "prompt", "text": "x"},
+        {"type": "share"},
+    ],
+)
+def test_a_spectator_may_take_in_and_leave_but_not_steer(said: dict[str, Any]) -> None:
+    server = ServerProtocol()
+    server.receive(pack(HELLO | {"watch": "Zk3-x_90aB1c"}), 0.0)
+    server.welcomed()
+    for message in ({"type": "ack", "packet": 0}, {"type": "keyframe"}, {"type": "ping", "t_ms": 1}):
+        server.receive(pack(message), 0.1)
+        assert server.state is State.WATCHING
+    with pytest.raises(ProtocolError) as caught:
+        server.receive(pack(said), 0.2)
+    assert caught.value.code == "out_of_order" and server.state is State.CLOSED
 
 
 def test_a_welcome_does_not_reopen_what_a_client_left() -> None:

@@ -44,7 +44,7 @@ def begin(session_id: str) -> Entry:
     start = Start(1, WORLD.encode_prompt(""), WORLD.prepare_image(scene.image), scene.intrinsics, 0.2)
     identity = WORLD.identify(lambda stage, share: None)
     make = partial(header_of, WORLD, identity, start, "axes", "north", None, run="r", session=session_id, protocol=1)
-    return Entry(session_id, make, begins=True)
+    return Entry(session_id, make, opens=Journal)
 
 
 def mark(session_id: str, kind: str = "prompt", text: str = "") -> Entry:

@@ -6,7 +6,9 @@ The world is a tiny model with as many tokens a frame as it takes for two thread
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -240,6 +242,13 @@ def test_a_video_shows_what_the_player_saw(recorded: list[Path], replay: Replay,
             pictures = list(video.decode(video=0))
         assert len(pictures) == count and (pictures[0].width, pictures[0].height) == (96, 64)
         assert float(pictures[1].time - pictures[0].time) == pytest.approx(1 / FPS)  # type: ignore[operator]
+    code, told = replay(recorded[2], "--video", out, "--overlay")
+    with av.open(str(out)) as video:
+        drawn = [picture.to_ndarray(format="gray") for picture in video.decode(video=0)]
+    assert code == 0 and len(drawn) == frames
+    j_key, l_key = (slice(64 - 15, 64 - 3), slice(58, 68)), (slice(64 - 15, 64 - 3), slice(86, 95))
+    assert drawn[8][l_key].mean() > 180 > drawn[8][j_key].mean(), "it turns right"
+    assert replay(recorded[2], "--overlay")[0] == 2
     code, told = replay(recorded[2], "--verify", "--to", "0.5")
     assert code == 0 and "5 chunks" in told
     assert replay(*recorded, "--video", out)[0] == 2
@@ -298,3 +307,38 @@ def test_sessions_that_outlive_the_server_end_with_it(running_server: RunningSer
     asyncio.run(scene())
     (path,) = tmp_path.glob("*.mwrec")
     assert read(path.read_bytes()).ended
+
+
+def test_a_disk_that_fills_costs_the_recording_and_no_session(
+    running_server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The real journal, on a disk with room for a few chunks of two players."""
+    room = [12_000]
+    write = os.write
+
+    def fill(file: int, data: bytes) -> int:
+        if room[0] <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fits = min(len(data), room[0])  # the last write is a short one
+        room[0] -= fits
+        return write(file, bytes(data[:fits]))
+
+    async def scene() -> None:
+        async with running_server(limits=RELAXED, record=Keep(tmp_path)) as app:
+            monkeypatch.setattr("gameserver.journal.os.write", fill)
+            async with playing(app, seed=1) as first, playing(app, seed=2) as second:
+                for player in (first, second):
+                    await player.hear_frames(60)
+                    seen = [frame["frame"] for frame in player.frames]
+                    assert seen == list(range(len(seen))), "a frame is missing"
+                    assert not [other for other in player.others if other["type"] == "error"]
+            counts = app.door.recorder.counts  # type: ignore[union-attr]
+            assert (counts.recordings, counts.lost, counts.given_up) == (2, 2, 0)
+
+    asyncio.run(scene())
+    (event,) = [record for record in caplog.records if record.levelname in ("ERROR", "WARNING")]
+    assert event.getMessage() == f"recordings are being lost in {tmp_path}: No space left on device"
+    for path in tmp_path.glob("*.mwrec"):
+        kept = read(path.read_bytes())
+        assert kept.verdict.state == "whole" and kept.chunks and not kept.ended, "what fitted is good, and no more"
+        assert cli.main(["replay", "--verify", str(path)]) == 3

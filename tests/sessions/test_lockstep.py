@@ -3,7 +3,7 @@ And protects everybody else: who waits for an agent costs nothing, and its waiti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pytest
@@ -13,8 +13,10 @@ from session_simulation import Simulation
 
 from sessions.control import Control
 from sessions.lockstep import CHUNKS_AHEAD, MAX_QUEUED_CONTROLS, ControlQueueFull
+from sessions.moment import Past, Save, pack, unpack
 from sessions.session import Session
 from sessions.tick import Finished
+from world.motion import keyboard_poses
 
 TURN = (0.0, 0.0, 1.0, 0.0)
 REST = (0.0, 0.0, 0.0, 0.0)
@@ -37,7 +39,7 @@ class Agents(Simulation):
             self.game.left(chunk.session_id, chunk.chunk_index)
 
 
-def essence(chunks: Sequence[Finished]) -> list[tuple[object, ...]]:
+def essence(chunks: Iterable[Finished]) -> list[tuple[object, ...]]:
     """All that an agent sees of its world, and of what it was made."""
     return [
         (c.chunk_index, c.control_seq, c.poses.tobytes(), c.picture.digest, c.prompt and c.prompt.text) for c in chunks
@@ -247,3 +249,102 @@ def test_who_comes_back_starts_with_nothing_steered(control: str) -> None:
     game.run(5.0)
     assert [chunk.chunk_index for chunk in game.finished] == [0, 1, 2]
     assert game.game.counters.late_chunks == 0
+
+
+WALK = keyboard_poses("wl-40,wj-40")
+
+
+def saved_between(game: Agents, control: str) -> Save:
+    """An agent `a` whose sixth chunk is next, with steering and a prompt that wait."""
+    game.enter("a", control)
+    for chunk in range(7):
+        if chunk == 6:
+            game.game.set_prompt("a", game.world.encode_prompt("snow"))
+        turn_to(game, "a", control, chunk)
+    session = game.game.roster["a"]
+    while session.chunk_index < 6:
+        game.now_s = game.game.due_s(game.now_s) or game.now_s
+        game.tick()
+    save = game.game.save("a", "here")
+    return Save(unpack(pack(save.moment)), save.state)  # as it comes out of a file
+
+
+def turn_to(game: Agents, name: str, control: str, chunk: int) -> None:
+    """Steer one chunk."""
+    first, n = game.geometry.first_video_frame(chunk), game.geometry.video_frames(chunk)
+    if control == "poses":
+        game.game.extend(name, chunk + 1, WALK[first : first + n])
+    elif chunk:
+        game.control(name, chunk, 1.0, 0.0, (-1.0) ** chunk, look=(chunk / 2, 0.0))
+
+
+def go_on(game: Agents, name: str, control: str, chunks: Sequence[int]) -> list[tuple[object, ...]]:
+    made = len(game.finished)
+    for chunk in chunks:
+        turn_to(game, name, control, chunk)
+        game.run(1.0)
+    return essence(chunk for chunk in game.finished[made:] if chunk.session_id == name)
+
+
+@pytest.mark.parametrize("control", ["axes", "poses"])
+def test_an_agent_goes_back_or_forks_and_the_same_steering_makes_the_same_chunks(control: str) -> None:
+    game = Agents()
+    save = saved_between(game, control)
+    asked = game.world.encode_prompt("snow")
+    assert save.moment.next_prompt == "snow"
+    game.run(1.0)  # what waited
+    first = [*essence(game.finished[-1:]), *go_on(game, "a", control, range(7, 11))]
+    assert [of[0] for of in first] == [6, 7, 8, 9, 10] and first[0][4] == "snow"
+    for chunk in (11, 12):
+        turn_to(game, "a", control, chunk)
+    game.tick()  # a chunk is under way, and steering waits for the next
+    game.game.rewind("a", save, asked, game.now_s)
+    made = len(game.finished)
+    game.run(1.0)
+    assert len(game.finished) == made, "the steering that waited is not part of a save"
+    assert go_on(game, "a", control, range(6, 11)) == first
+    game.game.fork("b", save, asked, game.now_s, lockstep=True)
+    assert go_on(game, "b", control, range(6, 11)) == first, "another slot, the same agent"
+    assert go_on(game, "a", control, [11])[0][0] == 11, "and its parent is where it was"
+    game.game.fork("human", save, None, game.now_s)
+    game.run(1.0)
+    assert game.chunks("human"), "whether it goes on in lockstep, the fork says"
+
+
+@pytest.mark.parametrize("control", ["axes", "poses"])
+def test_an_agent_whose_server_died_goes_on_where_it_was(control: str) -> None:
+    game = Agents()
+    save = saved_between(game, control)
+    game.run(1.0)
+    before = go_on(game, "a", control, [7])
+    session = game.game.roster["a"]
+    heading = session.trajectory.heading
+    past = [Past(chunk.path, chunk.prompt, chunk.picture.digest) for chunk in game.finished[-2:]]
+    expected = go_on(game, "a", control, range(8, 11))
+    game.game.fork("b", save, None, game.now_s, lockstep=True)
+    game.game.retrace("b", past, heading, None, ())
+    made = len(game.finished)
+    game.run(1.0)
+    again = game.game.roster["b"]
+    assert (again.chunk_index, again.digest) == (8, before[0][3]) and len(game.finished) == made
+    game.game.detach("b")
+    game.game.attach("b", game.now_s)
+    assert go_on(game, "b", control, range(8, 11)) == expected
+
+
+def test_news_of_chunks_that_were_left_does_not_let_an_agent_run_ahead() -> None:
+    game = Simulation()
+    game.game.join("a", game.start(), "axes", game.now_s, lockstep=True)
+    save = game.game.save("a")
+    for seq in range(1, 9):
+        game.game.steer("a", Control(seq, seq * 1.0, TURN))
+    game.run(1.0)
+    game.game.left("a", 0)
+    game.run(1.0)
+    assert len(game.finished) == 3
+    game.game.rewind("a", save, None, game.now_s, same_clock=False)
+    game.game.left("a", 2)
+    for seq in range(1, 9):  # and it counts anew
+        game.game.steer("a", Control(seq, seq * 1.0, TURN))
+    game.run(10.0)
+    assert len(game.finished) == 3 + CHUNKS_AHEAD

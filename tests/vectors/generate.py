@@ -27,6 +27,7 @@ PIXEL = b"\x89PNG\r\n\x1a\n" + b"".join(
         b"IEND": b"",
     }.items()
 )
+SAVE_ID = "5a1e0c3d-00112233445566778899aabbccddeeff"
 
 HELLO: Message = {"type": "hello", "version": 1}
 HELLO_POSES: Message = {"type": "hello", "version": 1, "control": "poses"}
@@ -48,8 +49,10 @@ CLIENT: dict[str, Message] = {
         "intrinsics": [140.5, 140.5, 112, 64],
         "scale": 0.2,
         "image": PIXEL,
+        "save": SAVE_ID,
     },
     "hello, an agent's": {"type": "hello", "version": 1, "codecs": ["raw"], "seed": 7, "lockstep": True},
+    "hello, to watch": {"type": "hello", "version": 1, "codecs": ["h264", "jpeg"], "watch": "Zk3-x_90aB1c"},
     "control, first": CONTROL,
     "control, with look": {
         "type": "control",
@@ -66,7 +69,11 @@ CLIENT: dict[str, Message] = {
     "ack, every field": {"type": "ack", "packet": 70000, "hidden": True, "slack_ms": -12.5},
     "keyframe": {"type": "keyframe"},
     "ping": {"type": "ping", "t_ms": 98765.25},
+    "share": {"type": "share"},
+    "share, no more": {"type": "share", "on": False},
     "bye": {"type": "bye"},
+    "save": {"type": "save"},
+    "load": {"type": "load", "save": SAVE_ID},
 }
 
 # As the server writes them: floats are float64 even where they are whole.
@@ -91,6 +98,49 @@ SERVER: dict[str, Message] = {
         "players": 1,
         "capacity": 8,
     },
+    "welcome, to watch": {
+        "type": "welcome",
+        "version": 1,
+        "session": "s-17",
+        "token": "",
+        "resumed": False,
+        "world": "meadow",
+        "scene": "",
+        "prompt": "a meadow",
+        "seed": 7,
+        "width": 224,
+        "height": 128,
+        "fps": 16,
+        "chunk_frames": 4,
+        "first_chunk_frames": 1,
+        "codec": "jpeg",
+        "control": "axes",
+        "players": 1,
+        "capacity": 8,
+        "watching": True,
+    },
+    "welcome, resumed": {
+        "type": "welcome",
+        "version": 1,
+        "session": "s-17",
+        "token": "b2f1c0ffee",
+        "resumed": True,
+        "world": "meadow",
+        "scene": "valley",
+        "prompt": "a meadow",
+        "seed": 7,
+        "width": 224,
+        "height": 128,
+        "fps": 16,
+        "chunk_frames": 4,
+        "first_chunk_frames": 1,
+        "codec": "h264",
+        "control": "axes",
+        "players": 1,
+        "capacity": 8,
+        "chunk": 311,
+        "control_seq": 58,
+    },
     "frame, key": {
         "type": "frame",
         "packet": 0,
@@ -112,6 +162,8 @@ SERVER: dict[str, Message] = {
         "data": bytes(range(256)) + b"\x00",
     },
     "prompted": {"type": "prompted", "text": "make it snow ❄", "chunk": 12},
+    "saved": {"type": "saved", "save": SAVE_ID, "chunk": 12},
+    "loaded": {"type": "loaded", "save": SAVE_ID, "chunk": 12, "prompt": "a meadow"},
     "stats": {
         "type": "stats",
         "players": 2,
@@ -126,6 +178,8 @@ SERVER: dict[str, Message] = {
         "poses_queued": 0,
     },
     "pong": {"type": "pong", "t_ms": 98765.25},
+    "shared": {"type": "shared", "code": "Zk3-x_90aB1c"},
+    "shared no more": {"type": "shared", "code": ""},
     "error, fatal": {"type": "error", "code": "full", "message": "all 8 places are taken", "fatal": True},
     "error, not fatal": {"type": "error", "code": "bad_pose", "message": "a rotation is mirrored", "fatal": False},
 }
@@ -190,6 +244,9 @@ def bad_vectors() -> list[Message]:
         bad("65537 bytes after the hello", "too_large", b"\x91", (HELLO,), 65537),
         bad("262145 bytes", "too_large", b"\x91", (), 262145),
         bad("text for an image", "bad_message", pack(HELLO | {"image": "a" * 64}), ()),
+        bad("a save that is a path", "bad_message", pack({"type": "load", "save": "../" * 13 + "ab"})),
+        bad("a save in capitals", "bad_message", pack({"type": "load", "save": SAVE_ID.upper()})),
+        bad("a save before the welcome", "out_of_order", pack({"type": "save"}), ()),
         bad("version 2", "unsupported_version", pack(HELLO | {"version": 2}), ()),
         bad("version 2 with fields of its own", "unsupported_version", pack(HELLO | {"version": 2, "mood": []}), ()),
         bad("no hello", "out_of_order", pack(CONTROL), ()),

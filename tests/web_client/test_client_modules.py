@@ -245,6 +245,7 @@ def test_the_address_and_what_is_kept(run: Callable[..., Any]) -> None:
           asked: loadSettings(kept('{"quality": "instant", "sensitivity": "x"}'), { quality: 'smooth' }),
           broken: loadSettings(kept('{'), {}),
           link: linkTo('http://h/x?play=1#a', { scene: 'a b', seed: 0, prompt: 'é&' }),
+          watch: parseAddress(new URL(watchLink('http://h/x?play=1&seed=3#a', 'a-_1')).search).watch,
         };
         """,
     )
@@ -252,6 +253,7 @@ def test_the_address_and_what_is_kept(run: Callable[..., Any]) -> None:
     assert out["empty"] == [] and out["seeds"] == [0, None, None, None, None]
     assert out["asked"]["quality"] == "smooth" and out["asked"]["sensitivity"] == 1
     assert out["broken"]["quality"] == "balanced"
+    assert out["watch"] == "a-_1"
     assert out["link"] == "http://h/x?scene=a+b&seed=0&prompt=%C3%A9%26"
 
 

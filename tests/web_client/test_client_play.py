@@ -213,6 +213,36 @@ def test_another_tab_takes_the_session_over(new_page: Callable[..., Any], look: 
     assert seen["session"]["resumed"] and reading.frame_index >= frame, "the world goes on where it was"
 
 
+def test_a_link_lets_others_watch_and_not_steer(new_page: Callable[..., Any], look: Look, house: House) -> None:
+    page, other = new_page(permissions=["clipboard-read", "clipboard-write"]), new_page(448, 256)
+    play(page, house, "?play=1&seed=31")
+    page.keyboard.press("Escape")
+    page.click("#watch-link")
+    page.wait_for_function("() => document.getElementById('live').textContent === 'Watch link copied'")
+    link = page.evaluate("navigator.clipboard.readText()")
+    assert "watch=" in link and "seed" not in link
+    page.click("#resume")
+    other.goto(link)
+    wait(other, "m.state === 'playing' && m.painted.frame >= 4")
+    assert other.locator("#watching").is_visible() and not page.locator("#watching").is_visible()
+    assert not other.locator("#caps").is_visible()
+    other.keyboard.down("KeyJ")
+    other.keyboard.press("Enter")
+    page.keyboard.down("KeyL")
+    wait(other, "m.painted.control_seq > 0")
+    start = other.evaluate("window.manyworlds.painted.frame")
+    wait(other, f"m.painted.frame >= {start + 10}")
+    seen, reading, _ = look(other)
+    assert reading.frame_index == seen["painted"]["frame"] and reading.seed == 31 and seen["session"]["watching"]
+    assert 12 < reading.yaw_deg % 360 < 180, "it turns as the player does, to the right"
+    page.keyboard.up("KeyL")
+    page.evaluate("() => document.getElementById('leave').click()")  # the mouse is held by the game
+    wait(other, "m.state === 'error'")
+    assert other.locator("#card-title").inner_text() == "There is nothing to watch"
+    other.click("#card-primary")
+    wait(other, "m.state === 'start'")
+
+
 def test_a_full_house_lets_in_who_waits(new_page: Callable[..., Any], build: Callable[..., House]) -> None:
     small = build(capacity=1)
     inside, outside = new_page(), new_page()

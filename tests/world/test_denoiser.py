@@ -141,7 +141,7 @@ def distance(got: Tensor, reference: Tensor) -> float:
 def compare_chunk(world: DiffusionWorld, life: Life, slot: int, chunk_index: int) -> None:
     """Step a chunk in the world and by the reference: flows' sum, latents, and the K and V the commit leaves."""
     cfg, schedule, f = world.cfg, world.cfg.schedule, world.geometry.chunk_frames
-    start = world._starts[slot]
+    start = life.start(world)
     shape = tuple(world.slab.x.shape[1:])
     rows = [
         Row(slot, chunk_index, step, life.poses[: f + 1], life.keys[:f], None) for step in range(schedule.num_steps + 1)

@@ -83,6 +83,12 @@ _SEASON = {  # grass, dry grass, flower, flowers, leaf a, leaf b, needle, snow
     "autumn": ("9a8a3c", "b5853c", "c8642a", 0.35, "d0702a", "c9a233", "3d5a38", 0.0),
     "winter": ("7d8466", "8d8a72", "ffffff", 0.0, "c9d2d8", "b0b7bd", "6f8c86", 1.0),
 }
+_DESERT = {  # sand, sand of the slopes, flowers: a desert has seasons too
+    "summer": ("dfb070", "c98f55", 0.0),
+    "spring": ("c8bb74", "a9a35c", 1.0),
+    "autumn": ("c97f58", "a65a3c", 0.0),
+    "winter": ("dfb070", "c98f55", 0.0),
+}
 _TIME = {  # sun, strength, azimuth, height, size, ambient, strength, zenith, horizon, glow, night
     "day": ("fff3da", 2.6, 1.9, 0.80, 0.035, "a9c4ea", 0.62, "3a79c9", "bcd9ec", "fff0d0", 0.0),
     "dawn": ("ffc79a", 1.7, -0.55, 0.17, 0.05, "c2b8da", 0.85, "6b9ad6", "f6cfc4", "ffd9a0", 0.0),
@@ -108,7 +114,8 @@ def _numbers(look: Look, jitter: float) -> dict[str, float | tuple[float, ...]]:
     desert = look.place == "desert"
     ground, ground_dry = _rgb(grass), _rgb(dry)
     if desert:
-        ground, ground_dry, flowers = _lerp(_rgb("dfb070"), ground, 0.12), _lerp(_rgb("c98f55"), ground_dry, 0.12), 0.0
+        sand, slopes, flowers = _DESERT[look.season]
+        ground, ground_dry = _lerp(_rgb(sand), ground, 0.12), _lerp(_rgb(slopes), ground_dry, 0.12)
     sky, low = _rgb(zenith), _rgb(horizon)
     grey_sky = _scale(_rgb("c3c9cf"), 0.03 if night else 0.55 if look.time == "dusk" else 0.85)
     grey_sky = _lerp(grey_sky, low, 0.15 if look.time == "day" else 0.45)

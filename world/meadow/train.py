@@ -48,6 +48,7 @@ from world.nn.vae import VideoVAE
 from world.slab import Slab, put
 
 LATENT_SHARDS = 1_000_000  # shards of latents are numbered from here: other clips than the VAE saw
+OF_THE_LATENTS = ("patch_embedding.", "head.")  # what of a DiT speaks the language of one VAE
 KL = 1e-4  # weight of the divergence
 VIEWINGS = 8  # batches of clips that take turns
 POOL = 12  # batches whose histories grow old together
@@ -294,8 +295,12 @@ def fresh(batch: Batch) -> Aged:
 def dit(args: argparse.Namespace, device: torch.device) -> Run:
     cfg = trained_config(args)
     modules = dit_modules(cfg, device)
-    run = Run(args.dir / "dit.pt", modules, args.seconds, lr=args.lr or 1e-3)
     network, text = modules["dit"], modules["text"]
+    if args.begin_from:
+        text.load_state_dict(packed(args.begin_from, "text"))
+        learned = {key: t for key, t in packed(args.begin_from, "dit").items() if not key.startswith(OF_THE_LATENTS)}
+        network.load_state_dict(network.state_dict() | learned)
+    run = Run(args.dir / "dit.pt", modules, args.seconds, lr=args.lr or 1e-3)
     if args.compile:
         for block in network.blocks:
             block.compile()
@@ -415,6 +420,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--lr", type=float, help="default: the stage's own")
     parser.add_argument("--hold-encoder", type=Path, help="vae: keep the encoder of this packed world")
+    parser.add_argument("--begin-from", type=Path, help="dit: begin with what this packed world knows of moving")
     parser.add_argument(
         "--own-from", type=float, default=0.5,
         help="share of the time after which the student's own rollout is the history",

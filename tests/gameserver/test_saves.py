@@ -1,0 +1,475 @@
+"""A player's saves over the wire: kept within limits, gone back to and forked off to the frame, and of no use when
+damaged; and a session whose server was killed goes on where its last recorded chunk ended."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Player, RunningServer, get, open_socket, playing, read_frames
+
+from gameserver.app import App
+from gameserver.backpressure import Limits
+from gameserver.door import Settings
+from gameserver.journal import Keep
+from gameserver.ledger import Ledger, hash_token
+from gameserver.saves import Shelf
+from sessions.recording import Recording, read
+from sessions.verify import Finding, verify
+from tests.world.tiny_world import random_world, tiny_config
+from world.chunk import Scene, World
+from world.model import DiffusionWorld
+from world.pattern import PatternWorld
+
+RELAXED = Limits(late_s=60.0, stall_s=60.0)  # a busy machine must not look like a slow link
+EVER = 1e9
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> dict[str, Any]:
+    """Where a server records and saves."""
+    (tmp_path / "saves").mkdir()
+    (tmp_path / "recordings").mkdir()
+    shelf = Shelf(tmp_path / "saves", every_s=EVER, recover_s=EVER)
+    return {"record": Keep(tmp_path / "recordings"), "saves": shelf, "limits": RELAXED}
+
+
+def recordings(kept: dict[str, Any]) -> list[Recording]:
+    return [read(path.read_bytes()) for path in kept["record"].directory.glob("*.mwrec")]
+
+
+def verified(recording: Recording, world: World | None = None) -> Finding:
+    world = world or PatternWorld(num_slots=1)
+    identity = world.identify(lambda stage, share: None)
+    (finding,) = verify(world, identity, [recording], [len(recording.chunks)])
+    return finding
+
+
+async def save(player: Player) -> str:
+    await player.say("save")
+    return str((await player.hear_until("saved"))["save"])
+
+
+def pose(frame: dict[str, Any]) -> np.ndarray:
+    return np.frombuffer(frame["pose"], "<f4").reshape(4, 4)
+
+
+def test_going_back_is_to_the_frame_and_the_recording_tells_all_of_it(
+    running_server: RunningServer, kept: dict[str, Any]
+) -> None:
+    async def scene() -> None:
+        async with running_server(**kept) as app, playing(app, seed=5, prompt="fog") as player:
+            await player.steer(1.0, 0.0, 0.5, 0.0)
+            await player.hear_frames(6)
+            await player.say("save")
+            saved = await player.hear_until("saved")
+            chunk = saved["chunk"]
+            await player.say("prompt", text="snow")
+            await player.hear_until("prompted")
+            await player.steer(-1.0, 0.0, -1.0, 0.0)
+            await player.hear_frames(12)
+            await player.say("load", save=saved["save"])
+            loaded = await player.hear_until("loaded")
+            assert (loaded["save"], loaded["chunk"], loaded["prompt"]) == (saved["save"], chunk, "fog")
+            made = len(player.frames)
+            await player.hear_frames(8)
+            again = player.frames[made:]
+            assert again[0]["chunk"] == chunk and again[0]["frame"] == 4 * chunk - 3
+            assert [frame["frame"] for frame in again] == list(range(again[0]["frame"], again[0]["frame"] + 8))
+            last = [frame for frame in player.frames[:made] if frame["chunk"] == chunk - 1][-1]
+            first = next(frame for frame in player.frames[:made] if frame["chunk"] == chunk)
+            moved = np.linalg.norm(pose(again[0])[:3, 3] - pose(last)[:3, 3])
+            assert 0.01 < moved < 0.1, "it goes on with what was held"
+            if first["control_seq"] == 1:  # the second control may have been quick
+                assert np.array_equal(pose(first), pose(again[0]))
+            assert read_frames(player.frames)[-1].prompt == read_frames(player.frames)[0].prompt
+            await player.say("bye")
+        (recording,) = recordings(kept)
+        kinds = [mark.kind for mark in recording.marks]
+        assert kinds == ["join", "save", "prompt", "rewind", "end"] and recording.ended
+        finding = verified(recording)
+        assert (finding.outcome, finding.checked) == ("equal", len(recording.chunks))
+
+    asyncio.run(scene())
+
+
+def test_a_fork_plays_beside_its_parent_and_each_recording_verifies_alone(
+    running_server: RunningServer, kept: dict[str, Any]
+) -> None:
+    async def scene() -> None:
+        async with running_server(**kept) as app, playing(app, seed=5, prompt="fog") as player:
+            await player.steer(1.0, 0.0, 0.5, 0.0)
+            await player.hear_frames(6)
+            name = await save(player)
+            async with playing(app, save=name) as fork:
+                told = fork.welcome
+                assert (told["resumed"], told["seed"], told["prompt"]) == (False, 5, "fog")
+                assert told["session"] != player.welcome["session"] and told["token"] != player.welcome["token"]
+                await asyncio.gather(player.hear_frames(8), fork.hear_frames(8))
+                assert fork.frames[0]["chunk"] == told["chunk"] and fork.frames[0]["key"]
+                both = {frame["frame"]: pose(frame) for frame in player.frames}
+                for frame in fork.frames:  # nobody touched a key since
+                    assert frame["frame"] not in both or np.array_equal(both[frame["frame"]], pose(frame))
+                mine = await save(fork)
+                await fork.say("load", save=name)
+                await fork.hear_until("loaded", save=name)
+                await fork.hear_frames(4)
+                await fork.say("load", save=mine)
+                await fork.hear_until("loaded", save=mine)
+                await player.say("load", save=mine)
+                assert (await player.hear_until("error"))["code"] == "unknown_save", "another session's"
+                await fork.say("bye")
+            await player.say("bye")
+        parent, child = sorted(recordings(kept), key=lambda r: "fork" in [mark.kind for mark in r.marks])
+        assert [mark.kind for mark in child.marks] == ["join", "save", "fork", "save", "rewind", "rewind", "end"]
+        for recording in (parent, child):
+            assert verified(recording).outcome == "equal"
+        assert child.chunks[:2] == parent.chunks[:2]
+
+    asyncio.run(scene())
+
+
+def test_a_save_outlives_its_session_and_server(running_server: RunningServer, kept: dict[str, Any]) -> None:
+    async def scene() -> None:
+        async with running_server(**kept) as app, playing(app, seed=5) as player:
+            await player.hear_frames(6)
+            name = await save(player)
+            await player.say("bye")
+        shutil.rmtree(kept["record"].directory)  # a fork brings its own past along
+        kept["record"].directory.mkdir()
+        async with running_server(**kept) as app, playing(app, save=name) as fork:
+            await fork.hear_frames(4)
+            await fork.say("bye")
+        (recording,) = recordings(kept)
+        assert verified(recording).outcome == "equal" and recording.chunks[0].chunk == 0
+
+    asyncio.run(scene())
+
+
+def test_saves_are_limited_and_say_so(running_server: RunningServer, kept: dict[str, Any]) -> None:
+    async def refused(shelf: Shelf | None, code: str, before: int = 0) -> None:
+        async with running_server(**{**kept, "saves": shelf}) as app, playing(app) as player:
+            for _ in range(before):
+                await save(player)
+            await player.say("save")
+            error = await player.hear_until("error")
+            assert (error["code"], error["fatal"]) == (code, False)
+            await player.hear_frames(8)  # and nothing else happens
+            if shelf is not None:
+                text = (await get(app, "/metrics"))[2].decode()
+                assert f"saves_total {before}" in text
+
+    shelf = kept["saves"]
+    asyncio.run(refused(None, "no_saves"))
+    asyncio.run(refused(replace(shelf, session_saves=2), "too_many_saves", before=2))
+    asyncio.run(refused(replace(shelf, max_saves=3), "too_many_saves", before=1))  # two are there from before
+    asyncio.run(refused(replace(shelf, session_bytes=100), "saves_full"))
+    asyncio.run(refused(replace(shelf, max_bytes=100), "saves_full"))
+    assert len(list(shelf.directory.glob("*.safetensors"))) == 3
+
+
+def test_a_disk_that_takes_no_save_is_told(
+    running_server: RunningServer, kept: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene() -> None:
+        async with running_server(**kept) as app, playing(app) as player:
+            await player.hear_frames(4)
+            shutil.rmtree(kept["saves"].directory)
+            await player.say("save")
+            assert (await player.hear_until("error"))["code"] == "save_failed"
+            await player.hear_frames(8)
+
+    asyncio.run(scene())
+
+
+UNKNOWN = "00000000-" + 32 * "0"
+
+
+def test_a_damaged_or_strange_save_is_refused(running_server: RunningServer, kept: dict[str, Any]) -> None:
+    async def scene() -> None:
+        async with running_server(**kept) as app, playing(app) as player:
+            await player.hear_frames(5)
+            name = await save(player)
+            path = kept["saves"].directory / f"{name}.safetensors"
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 1
+            path.write_bytes(data)
+            for asked, code in ((name, "bad_save"), (UNKNOWN, "unknown_save")):
+                await player.say("load", save=asked)
+                error = await player.hear_until("error")
+                assert (error["code"], error["fatal"]) == (code, False)
+                async with open_socket(app) as other:
+                    await other.say("hello", version=1, save=asked)
+                    error = await other.hear()
+                    assert (error["code"], error["fatal"]) == (code, True)
+            await player.hear_frames(8)
+            assert len(app.door.lobby) == 1, "no seat stays taken"
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("field", ["../../etc/passwd", "x", "0" * 41, UNKNOWN + "\n", None, 5])
+def test_an_id_is_no_path(running_server: RunningServer, kept: dict[str, Any], field: object) -> None:
+    async def scene() -> None:
+        async with running_server(**kept) as app, playing(app) as player:
+            await player.say("load", save=field)
+            assert (await player.hear_until("error"))["code"] == "bad_message"
+
+    asyncio.run(scene())
+
+
+# A server that was killed: in these tests its directories are copied while it plays, which is what a kill leaves.
+
+
+@pytest.fixture
+def after_the_crash(kept: dict[str, Any], tmp_path: Path) -> Iterator[Any]:
+    """Call it while a server plays: where the next one finds what this one would leave if it were killed now."""
+
+    def copy(**shelf: Any) -> dict[str, Any]:
+        there = tmp_path / f"after-{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(kept["record"].directory, there / "recordings")
+        shutil.copytree(kept["saves"].directory, there / "saves")
+        saves = replace(kept["saves"], directory=there / "saves", **shelf)
+        return {**kept, "record": Keep(there / "recordings"), "saves": saves}
+
+    yield copy
+
+
+async def settle(player: Player, app: App) -> None:
+    """Until every moment that was kept is on the disk."""
+    assert app.door.saves is not None
+    await asyncio.wrap_future(app.door.saves._pool.submit(lambda: None))
+
+
+@pytest.mark.parametrize("every_s", [EVER, 0.0])
+def test_after_a_crash_a_token_leads_to_the_last_finished_chunk(
+    running_server: RunningServer, kept: dict[str, Any], after_the_crash: Any, every_s: float
+) -> None:
+    kept["saves"] = replace(kept["saves"], every_s=every_s)
+
+    async def scene() -> None:
+        async with running_server(**kept) as app, playing(app, seed=9, prompt="fog") as player:
+            seq = await player.steer(1.0, 0.0, 0.5, 0.0)
+            while player.frames[-1:] == [] or player.frames[-1]["control_seq"] < seq:
+                await player.hear_frames(4)
+            await player.hear_frames(12)
+            await settle(player, app)
+            there = after_the_crash()
+            token, seen = player.welcome["token"], player.frames[-1]
+        async with running_server(**there) as app:
+            assert app.door.lobby.reserved == 1
+            async with playing(app, token=token) as back:
+                told = back.welcome
+                assert told["resumed"] and told["session"] == player.welcome["session"] and told["prompt"] == "fog"
+                assert told["chunk"] > seen["chunk"] and told["control_seq"] == seq
+                await back.hear_frames(4)
+                assert back.frames[0]["chunk"] == told["chunk"] and back.frames[0]["control_seq"] == 0
+                assert np.abs(pose(back.frames[0]) - pose(seen)).max() < 0.5
+                assert app.door.lobby.reserved == 0 and len(app.door.lobby) == 1
+                await back.steer(0.0, 0.0, 1.0, 0.0)
+                await back.hear_frames(8)
+                await back.say("bye")
+        (recording,) = recordings(there)
+        assert [m.kind for m in recording.marks] == ["join", "recovered", "reconnect", "end"] and recording.ended
+        assert [chunk.chunk for chunk in recording.chunks] == list(range(len(recording.chunks)))
+        assert verified(recording).outcome == "equal"
+        assert not list((there["saves"].directory / "live").iterdir()), "nothing of it stays"
+
+    asyncio.run(scene())
+
+
+def test_a_bad_moment_costs_nothing_but_time(
+    running_server: RunningServer, kept: dict[str, Any], after_the_crash: Any
+) -> None:
+    kept["saves"] = replace(kept["saves"], every_s=0.0)
+
+    async def scene() -> None:
+        async with running_server(**kept) as app, playing(app, seed=9) as player:
+            await player.hear_frames(20)
+            await settle(player, app)
+            there = after_the_crash()
+            token = player.welcome["token"]
+        (moment,) = (there["saves"].directory / "live").glob("*.safetensors")
+        moment.write_bytes(moment.read_bytes()[:-1])
+        async with running_server(**there) as app, playing(app, token=token) as back:
+            assert back.welcome["resumed"] and back.welcome["chunk"] >= 5
+            await back.hear_frames(4)
+            await back.say("bye")
+        (recording,) = recordings(there)
+        assert verified(recording).outcome == "equal"
+
+    asyncio.run(scene())
+
+
+def test_a_torn_tail_is_cut_and_a_session_that_went_back_is_found_where_it_was(
+    running_server: RunningServer, kept: dict[str, Any], after_the_crash: Any
+) -> None:
+    async def scene() -> None:
+        async with running_server(**kept) as app, playing(app, seed=9) as player:
+            await player.hear_frames(9)
+            name = await save(player)
+            await player.hear_frames(9)
+            await player.say("load", save=name)
+            await player.hear_until("loaded")
+            await player.hear_frames(4)
+            there = after_the_crash()
+            token, seen = player.welcome["token"], player.frames[-1]["chunk"]
+        (path,) = there["record"].directory.glob("*.mwrec")
+        with path.open("ab") as file:
+            file.write(b"\x05\x00\x00")
+        async with running_server(**there) as app, playing(app, token=token) as back:
+            assert back.welcome["resumed"] and seen < back.welcome["chunk"] <= seen + 2
+            await back.hear_frames(4)
+            await back.say("load", save=name)
+            await back.hear_until("loaded")
+            await back.hear_frames(4)
+            await back.say("bye")
+        (recording,) = recordings(there)
+        assert recording.ended and verified(recording).outcome == "equal"
+
+    asyncio.run(scene())
+
+
+def test_who_does_not_come_back_in_time_is_over(
+    running_server: RunningServer, kept: dict[str, Any], after_the_crash: Any
+) -> None:
+    async def scene() -> None:
+        async with running_server(**kept) as app, playing(app, seed=9) as player:
+            await player.hear_frames(9)
+            there = after_the_crash(recover_s=0.0)
+            token = player.welcome["token"]
+        async with running_server(**there) as app:
+            while app.door.recovery.counts.expired == 0:  # type: ignore[union-attr]
+                await asyncio.sleep(0.005)
+            assert app.door.lobby.reserved == 0
+            async with playing(app, token=token) as player:
+                assert not player.welcome["resumed"]
+        lost = next(r for r in recordings(there) if r.header and r.header.seed == 9)
+        assert lost.ended and "nobody came back" in lost.marks[-1].text and verified(lost).outcome == "equal"
+
+    asyncio.run(scene())
+
+
+def test_a_session_that_does_not_come_out_the_same_is_a_new_one(
+    running_server: RunningServer, kept: dict[str, Any], after_the_crash: Any
+) -> None:
+    class Other(PatternWorld):
+        """Says it is the same world, and is not."""
+
+        def _advance(self, row: Any) -> Any:
+            picture = super()._advance(row)
+            return picture if picture is None or row.chunk_index != 2 else replace(picture, digest=bytes(16))
+
+    async def scene() -> None:
+        async with running_server(**kept) as app, playing(app, seed=9) as player:
+            await player.hear_frames(20)
+            there = after_the_crash()
+            token = player.welcome["token"]
+        async with running_server(Other(), **there) as app, playing(app, token=token) as player:
+            assert not player.welcome["resumed"] and len(app.door.lobby) == 1
+            await player.hear_frames(8)
+            assert app.door.recovery.counts.failed == 1  # type: ignore[union-attr]
+        lost = next(r for r in recordings(there) if r.header and r.header.seed == 9)
+        assert lost.ended and "chunk 2" in lost.marks[-1].text
+
+    asyncio.run(scene())
+
+
+def test_a_living_servers_sessions_are_not_lost_ones(running_server: RunningServer, kept: dict[str, Any]) -> None:
+    async def scene() -> None:
+        async with running_server(**kept) as app, playing(app, seed=9) as player:
+            await player.hear_frames(9)
+            async with running_server(**kept) as second, playing(second, token=player.welcome["token"]) as other:
+                assert not other.welcome["resumed"]
+            await player.hear_frames(9)
+            await player.say("bye")
+        mine = next(r for r in recordings(kept) if r.header and r.header.seed == 9)
+        assert mine.ended and mine.marks[-1].text == "the player left" and verified(mine).outcome == "equal"
+
+    asyncio.run(scene())
+
+
+def test_no_token_is_on_the_disk(running_server: RunningServer, kept: dict[str, Any]) -> None:
+    async def scene() -> None:
+        async with running_server(**kept) as app, playing(app) as player:
+            await player.hear_frames(2)
+            token = player.welcome["token"]
+            (ticket,) = Ledger(kept["saves"].directory / "live").tickets()
+            assert ticket.token_hash == hash_token(token)
+            for path in [*kept["saves"].directory.rglob("*"), *kept["record"].directory.rglob("*")]:
+                assert not path.is_file() or token.encode() not in path.read_bytes()
+
+    asyncio.run(scene())
+
+
+def test_without_a_place_nothing_is_kept() -> None:
+    assert Settings().saves is None
+
+
+def test_a_lost_sessions_recording_is_not_removed_to_make_room(
+    running_server: RunningServer, kept: dict[str, Any], after_the_crash: Any
+) -> None:
+    async def scene() -> None:
+        async with running_server(**kept) as app, playing(app, seed=9) as player:
+            await player.hear_frames(9)
+            there = after_the_crash()
+            token = player.welcome["token"]
+        there["record"] = replace(there["record"], max_bytes=1)
+        async with running_server(**there) as app:
+            async with playing(app, seed=1) as other:
+                await other.hear_frames(1)
+            async with playing(app, seed=2) as other:
+                await other.hear_frames(1)
+            async with playing(app, token=token) as back:
+                assert back.welcome["resumed"]
+
+    asyncio.run(scene())
+
+
+def model() -> DiffusionWorld:
+    """Weights that are small and random, with as many tokens as it takes to be the same in any company."""
+    cfg = tiny_config(width=96, height=64)
+    world = random_world(cfg, num_slots=3)
+    image = np.random.default_rng(1).integers(0, 256, (64, 96, 3)).astype(np.uint8)
+    world._scenes = (Scene("noise", "Noise", "a place", image, np.array([80, 80, 48, 32], np.float32)),)
+    return world
+
+
+def test_a_model_goes_back_forks_and_comes_back_from_a_crash_to_the_bit(
+    running_server: RunningServer, kept: dict[str, Any], after_the_crash: Any
+) -> None:
+    kept["saves"] = replace(kept["saves"], every_s=0.0)
+
+    async def scene() -> None:
+        async with running_server(model(), **kept) as app, playing(app, seed=3) as player:
+            await player.steer(1.0, 0.0, 1.0, 0.0)
+            await player.hear_frames(24)  # views and ring are full
+            name = await save(player)
+            await player.hear_frames(12)
+            await player.say("load", save=name)
+            await player.hear_until("loaded")
+            await player.hear_frames(8)
+            async with playing(app, save=name) as fork:
+                await asyncio.gather(player.hear_frames(8), fork.hear_frames(12))
+                await settle(player, app)
+                there = after_the_crash()
+                tokens = [each.welcome["token"] for each in (player, fork)]
+        async with running_server(model(), **there) as app:
+            for token in tokens:
+                async with playing(app, token=token) as back:
+                    assert back.welcome["resumed"]
+                    await back.hear_frames(8)
+                    await back.say("bye")
+        found = recordings(there)
+        assert len(found) == 2
+        for recording in found:
+            finding = verified(recording, model())
+            assert (finding.outcome, finding.checked) == ("equal", len(recording.chunks)), finding
+
+    asyncio.run(scene())
