@@ -132,6 +132,7 @@ class Outbox:
             self._skipped(len(self._chunks.popleft().chunk.picture.frames))
         self._prompted = None
         self._loaded = protocol.Loaded(save=note.save_id, chunk=note.chunk_index, prompt=note.prompt)
+        self._wake.set()
 
     def acked(self, ack: Ack) -> int | None:
         """The chunk that the ack's slack, if it has one, is about."""
@@ -148,9 +149,11 @@ class Outbox:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            self._tell_loaded()
             await self._write_replies()
             while self._chunks and self._encoder is not None and self.backpressure is not None:
                 await self._write_chunk(self._chunks.popleft(), self._encoder, self.backpressure)
+                self._tell_loaded()
                 await self._write_replies()
             while self._relayed and self.backpressure is not None:
                 await self._write_relayed(self._relayed.popleft(), self.backpressure)
@@ -164,17 +167,21 @@ class Outbox:
         self._counts.packets_relayed += 1
         await self._send(message)
 
+    def _tell_loaded(self) -> None:
+        """Between two chunks: frames before it are of what was left. In lockstep none come before it was heard."""
+        if self._loaded is not None:
+            self.reply(self._loaded)
+            if self.audience is not None:
+                self.audience.tell(self._loaded)
+            self._loaded = None
+
     async def _write_replies(self) -> None:
         while self._replies:
             await self._send(self._replies.popleft())
 
     async def _write_chunk(self, frames: Frames, encoder: Encoder, backpressure: Backpressure) -> None:
         chunk = frames.chunk
-        if self._loaded is not None:
-            self.reply(self._loaded)
-            if self.audience is not None:
-                self.audience.tell(self._loaded)
-            self._loaded = None
+        self._tell_loaded()
         if self._prompted is not None:
             self.reply(self._prompted)
             if self.audience is not None:

@@ -135,6 +135,46 @@ def test_a_fork_plays_beside_its_parent_and_each_recording_verifies_alone(
     asyncio.run(scene())
 
 
+AGENT: dict[str, Any] = {"codecs": ["raw"], "lockstep": True}
+DEEDS = [(0.0, 0.0, 1.0, 0.0), (1.0, 0.0, 0.0, 0.5), (0.0, -1.0, -0.5, 0.0), (1.0, 0.0, 0.0, 0.0)]
+
+
+async def step(player: Player, *axes: float) -> list[tuple[object, ...]]:
+    """The frames of one chunk of an agent, without the half of the picture that shows the slot."""
+    await player.steer(*axes)
+    frames = await player.hear_frames(player.welcome["chunk_frames"])
+    shown = player.welcome["width"] * 3 * 64  # bytes
+    return [(frame["frame"], frame["chunk"], frame["pose"], frame["data"][shown:]) for frame in frames]
+
+
+def test_an_agent_goes_back_and_forks_and_steers_the_same_frames(
+    running_server: RunningServer, kept: dict[str, Any]
+) -> None:
+    async def scene() -> None:
+        async with running_server(**kept) as app, playing(app, seed=5, prompt="fog", **AGENT) as agent:
+            await agent.hear_frames(agent.welcome["first_chunk_frames"])
+            await step(agent, 1.0, 0.0, 0.5, 0.0)
+            name = await save(agent)
+            first = [await step(agent, *deed) for deed in DEEDS]
+            await agent.say("load", save=name)
+            loaded = await agent.hear_until("loaded")
+            assert (loaded["save"], loaded["chunk"]) == (name, 2), "told before anything is steered"
+            assert [await step(agent, *deed) for deed in DEEDS] == first
+            async with playing(app, save=name, **AGENT) as fork:
+                assert fork.welcome["chunk"] == 2
+                assert [await step(fork, *deed) for deed in DEEDS] == first
+                await fork.say("bye")
+            async with playing(app, save=name, codecs=["raw"]) as human:
+                await human.hear_frames(8)  # which nobody steers
+                await human.say("bye")
+            await step(agent, *DEEDS[0])
+            await agent.say("bye")
+        for recording in recordings(kept):
+            assert verified(recording).outcome == "equal"
+
+    asyncio.run(scene())
+
+
 def test_a_save_outlives_its_session_and_server(running_server: RunningServer, kept: dict[str, Any]) -> None:
     async def scene() -> None:
         async with running_server(**kept) as app, playing(app, seed=5) as player:
@@ -280,6 +320,30 @@ def test_after_a_crash_a_token_leads_to_the_last_finished_chunk(
         assert [chunk.chunk for chunk in recording.chunks] == list(range(len(recording.chunks)))
         assert verified(recording).outcome == "equal"
         assert not list((there["saves"].directory / "live").iterdir()), "nothing of it stays"
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("every_s", [EVER, 0.0])
+def test_after_a_crash_an_agent_steers_on_as_if_there_had_been_none(
+    running_server: RunningServer, kept: dict[str, Any], after_the_crash: Any, every_s: float
+) -> None:
+    kept["saves"] = replace(kept["saves"], every_s=every_s)
+
+    async def scene() -> None:
+        async with running_server(**kept) as app, playing(app, seed=9, **AGENT) as agent:
+            await agent.hear_frames(agent.welcome["first_chunk_frames"])
+            for deed in DEEDS:
+                await step(agent, *deed)
+            await settle(agent, app)
+            there = after_the_crash()
+            expected = [await step(agent, *deed) for deed in DEEDS]
+        async with running_server(**there) as app, playing(app, token=agent.welcome["token"], **AGENT) as back:
+            assert back.welcome["resumed"] and back.welcome["chunk"] == 1 + len(DEEDS)
+            assert [await step(back, *deed) for deed in DEEDS] == expected
+            await back.say("bye")
+        (recording,) = recordings(there)
+        assert verified(recording).outcome == "equal"
 
     asyncio.run(scene())
 
