@@ -32,6 +32,7 @@ from world.chunk import Geometry
 CHUNKS_WAITING = 2
 REPLIES_WAITING = 64
 PACKETS_WAITING = 64
+BYTES_WAITING = 2**24  # more than this, and it is as if there were so many: raw pictures are large
 
 
 class Outbox:
@@ -78,7 +79,8 @@ class Outbox:
         if self.backpressure is None:
             return
         missed = 0
-        if len(self._relayed) >= PACKETS_WAITING:
+        waiting_bytes = sum(len(waiting.data) for waiting in self._relayed)
+        if len(self._relayed) >= PACKETS_WAITING or waiting_bytes >= BYTES_WAITING:
             missed, self._awaits_key = len(self._relayed), True
             self._relayed.clear()
         if self._awaits_key and not frame.key:

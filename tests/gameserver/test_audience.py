@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 from conftest import Player, RunningServer, decode_frames, get, open_socket, playing
@@ -17,8 +18,11 @@ from hypothesis import strategies as st
 from gameserver.app import App
 from gameserver.audience import KEY_EVERY_S, MAX_WATCHING, Audience
 from gameserver.backpressure import Limits
+from gameserver.counts import Counts
 from gameserver.notes import Frames
+from gameserver.outbox import BYTES_WAITING, Outbox
 from gameserver.protocol import Frame, Message, ProtocolError
+from world.chunk import Geometry
 
 RELAXED = Limits(late_s=60.0, stall_s=60.0)  # a busy machine must not look like a slow link
 
@@ -188,6 +192,37 @@ def test_a_spectator_that_takes_nothing_in_misses_packets_and_goes_and_nobody_no
             seen = [frame["frame"] for frame in player.frames]
             assert seen == list(range(len(seen))), "the player missed something"
             assert sum(frame["key"] for frame in player.frames) == 2, "only the join asked for a key frame"
+
+    asyncio.run(scene())
+
+
+def test_raw_pictures_of_an_agent_are_watched_as_they_are(running_server: RunningServer) -> None:
+    async def scene() -> None:
+        agents = {"codecs": ["raw"], "lockstep": True}
+        async with running_server(limits=RELAXED) as app, playing(app, seed=5, **agents) as agent:
+            await agent.hear_frames(agent.welcome["first_chunk_frames"])
+            code = await share(agent)
+            assert await refusal(app, watch=code, codecs=["h264", "jpeg"]) == "other_codec"
+            async with watching(app, code, codecs=["jpeg", "raw"]) as spectator:
+                assert spectator.welcome["codec"] == "raw"
+                for _ in range(3):
+                    await agent.steer(1.0, 0.0, 0.5, 0.0)
+                    await play_together(agent, spectator, frames=agent.welcome["chunk_frames"])
+                seen = [{**frame, "packet": 0} for frame in spectator.frames]
+                assert seen == [{**frame, "packet": 0} for frame in agent.frames[1:]]
+
+    asyncio.run(scene())
+
+
+def test_pictures_that_wait_are_bounded_by_their_bytes() -> None:
+    async def scene() -> None:
+        counts, socket = Counts(), SimpleNamespace(loop=asyncio.get_running_loop())
+        outbox = Outbox(cast(Any, socket), cast(Any, None), counts)  # nobody writes
+        outbox.watch(Geometry(64, 48, 16, 1), RELAXED)
+        picture = bytes(BYTES_WAITING // 4)
+        for number in range(5):
+            outbox.relay(Frame(packet=0, frame=number, chunk=0, key=True, control_seq=0, pose=bytes(64), data=picture))
+        assert [frame.frame for frame in outbox._relayed] == [4] and counts.packets_unrelayed == 4
 
     asyncio.run(scene())
 
