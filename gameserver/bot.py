@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
@@ -44,6 +45,7 @@ SILENCE_S = 60.0  # a server that lives says something every second
 BYE_S = 5.0  # for the server to close
 MAX_ERRORS = 100  # kept
 HURRY = 0.8  # of the server's limit on messages: clocks differ
+REFUSED_SAVES = {"no_saves", "too_many_saves", "saves_full", "save_failed", "unknown_save", "bad_save"}
 LOST = {"control_queue_full", "pose_queue_full", "bad_pose"}  # steering that was dropped: no lockstep after that
 
 
@@ -94,6 +96,9 @@ class Bot:
         self._clock = DueClock(welcome.fps)
         self._bucket = TokenBucket(HURRY * MESSAGES_PER_S, HURRY * MESSAGES_PER_S)
         self._views: list[View] = []  # of a chunk that is not whole yet
+        self._heard: deque[Packet] = (
+            deque()
+        )  # while an answer was waited for: no more than the server sends without an ack
 
     # Speaking
 
@@ -116,6 +121,21 @@ class Bot:
         """Another world from the next chunk on; in lockstep from the next one that is steered."""
         await self._send("prompt", text=text)
 
+    async def save(self) -> str:
+        """Keep all of the session as it is between two chunks. Returns the id, for `load` or another hello's `save`.
+        BotError with the code if the server does not."""
+        await self._send("save")
+        return str((await self._answer("saved", self._heard))["save"])
+
+    async def load(self, save: str) -> int:
+        """Go back to a save of this session: what was steered or seen since does not count any more. Returns the chunk
+        that comes next. BotError with the code if the server does not."""
+        await self._send("load", save=save)
+        loaded = await self._answer("loaded", deque(maxlen=0))
+        self._heard.clear()
+        self._views, self._clock = [], DueClock(self.welcome.fps)
+        return int(loaded["chunk"])
+
     async def ping(self) -> None:
         """The pong, when it is heard, says how long it took."""
         await self._send("ping", t_ms=1000 * self.now_s())
@@ -133,7 +153,7 @@ class Bot:
 
     async def packet(self) -> tuple[Packet, View | None]:
         """The next frame message, acknowledged; None where it cannot be decoded, and then a key frame was asked for."""
-        while (packet := await self._hear()) is None:
+        while (packet := self._heard.popleft() if self._heard else self._note(await self._hear())) is None:
             pass
         now_s = self.now_s()
         picture = self.decoder.decode(packet)
@@ -208,21 +228,34 @@ class Bot:
         with contextlib.suppress(ConnectionClosed):  # what the server said before it closed is still to be read
             await self._socket.send(msgpack.packb({"type": kind, **fields}))
 
-    async def _hear(self) -> Packet | None:
-        """One message: a frame comes back, anything else is noted."""
+    async def _hear(self) -> dict[str, Any]:
+        """One message."""
         try:
             async with asyncio.timeout(SILENCE_S):
-                message = read(await self._socket.recv())
+                return read(await self._socket.recv())
         except TimeoutError:
             raise BotError(f"the server has said nothing for {SILENCE_S:.0f} seconds") from None
         except ConnectionClosed as closed:
             raise ended(closed) from None
+
+    async def _answer(self, kind: str, frames: deque[Packet]) -> dict[str, Any]:
+        """The next message of this kind; frames that come before it go to `frames`. BotError if it is refused."""
+        while (message := await self._hear())["type"] != kind:
+            packet = self._note(message)
+            if packet is not None:
+                frames.append(packet)
+            elif message["type"] == "error" and message.get("code") in REFUSED_SAVES:
+                raise BotError(str(message["message"]), self.errors.pop())
+        return message
+
+    def _note(self, message: dict[str, Any]) -> Packet | None:
+        """A frame comes back, anything else is noted."""
         try:
-            return self._note(message)
+            return self._noted(message)
         except (KeyError, ValueError, TypeError) as error:
             raise BotError(f"a {message['type']} of the server is not one of version {VERSION}: {error!r}") from None
 
-    def _note(self, message: dict[str, Any]) -> Packet | None:
+    def _noted(self, message: dict[str, Any]) -> Packet | None:
         match message["type"]:
             case "frame":
                 return Packet.read(message)

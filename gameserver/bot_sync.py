@@ -1,8 +1,8 @@
 """The verbs of `gameserver.bot` without `await`: they run on a thread of their own, also where a loop runs already.
 
-    with connect("ws://localhost:8000", seed=7) as bot:
-        bot.steer(forward=1.0)
-        for view in bot: ...
+with connect("ws://localhost:8000", seed=7) as bot:
+    bot.steer(forward=1.0)
+    for view in bot: ...
 """
 
 from __future__ import annotations
@@ -88,6 +88,12 @@ class SyncBot:
 
     def prompt(self, text: str) -> None:
         self._run(self.bot.prompt(text))
+
+    def save(self) -> str:
+        return self._run(self.bot.save())
+
+    def load(self, save: str) -> int:
+        return self._run(self.bot.load(save))
 
     def view(self) -> View:
         return self._run(self.bot.view())

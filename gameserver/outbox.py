@@ -59,9 +59,7 @@ class Outbox:
         self._left: Callable[[int], None] | None = None
         self._firsts: deque[tuple[int, int]] = deque(maxlen=64)  # (packet, chunk index) of each chunk's first packet
 
-    def open(
-        self, codec: Codec, geometry: Geometry, limits: Limits, left: Callable[[int], None] | None = None
-    ) -> None:
+    def open(self, codec: Codec, geometry: Geometry, limits: Limits, left: Callable[[int], None] | None = None) -> None:
         """Frames may leave from now on. In lockstep `left` is told the index of each chunk that has."""
         self._left = left
         if codec == "raw":

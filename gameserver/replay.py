@@ -135,9 +135,7 @@ def _play(world: World, identity: Identity, films: Sequence[_Film], args: argpar
         return verify(world, identity, recordings, num_chunks, see, compare=args.verify)
 
 
-def _show(
-    replayed: Replayed, first: int, film: _Film, video: VideoFile, geometry: Geometry, drawn_over: bool
-) -> None:
+def _show(replayed: Replayed, first: int, film: _Film, video: VideoFile, geometry: Geometry, drawn_over: bool) -> None:
     """What the player saw, as far as it is shown; `first` is how many frames there were before, of all that were seen:
     who went back saw some chunks twice."""
     chunk, header = replayed.chunk, film.recording.header

@@ -16,6 +16,7 @@ from conftest import Player, RunningServer, get, open_socket, playing, read_fram
 
 from gameserver.app import App
 from gameserver.backpressure import Limits
+from gameserver.bot import BotError, connect
 from gameserver.door import Settings
 from gameserver.journal import Keep
 from gameserver.ledger import Ledger, hash_token
@@ -537,3 +538,28 @@ def test_a_model_goes_back_forks_and_comes_back_from_a_crash_to_the_bit(
             assert (finding.outcome, finding.checked) == ("equal", len(recording.chunks)), finding
 
     asyncio.run(scene())
+
+
+@pytest.mark.parametrize("lockstep", [True, False])
+def test_the_client_library_saves_and_goes_back(
+    running_server: RunningServer, kept: dict[str, Any], lockstep: bool
+) -> None:
+    async def play() -> None:
+        async with running_server(**kept) as app:
+            async with connect(app.play_url, seed=7, lockstep=lockstep, codecs=("raw",)) as bot:
+                await bot.chunk()
+                await bot.step(forward=1.0)
+                save = await bot.save()
+                with pytest.raises(BotError) as refused:
+                    await bot.load(save[:-1] + ("1" if save[-1] == "0" else "0"))
+                assert refused.value.code == "unknown_save" and not bot.errors
+                seen = []
+                for _ in range(2):
+                    came_to = await bot.load(save)
+                    chunks = [await bot.step(forward=0.5, turn=-1.0) for _ in range(3)]
+                    assert chunks[0].index >= came_to and [c.index for c in chunks] == sorted({c.index for c in chunks})
+                    seen.append([(c.index, c.frames.tobytes(), c.pose.tobytes()) for c in chunks])
+                if lockstep:  # in real time it is the clock that says which chunk a control is for
+                    assert seen[0] == seen[1] and [index for index, _, _ in seen[0]] == [came_to + i for i in range(3)]
+
+    asyncio.run(play())

@@ -86,6 +86,7 @@ async def alone(app: App, name: str) -> list[tuple[object, ...]]:
 @given(st.lists(st.sampled_from(["steer a", "steer b", "hear a", "hear b"]), max_size=40))
 def test_any_order_of_two_agents_deeds_brings_what_each_gets_alone(order: list[str]) -> None:
     """Deeds that are impossible are left out: an agent steers up to two chunks ahead of what it has heard."""
+
     async def scene() -> None:
         async with serve_pattern(limits=IMPATIENT) as app:
             expected = {name: await alone(app, name) for name in PLANS}
