@@ -545,21 +545,23 @@ def test_the_client_library_saves_and_goes_back(
     running_server: RunningServer, kept: dict[str, Any], lockstep: bool
 ) -> None:
     async def play() -> None:
-        async with running_server(**kept) as app:
-            async with connect(app.play_url, seed=7, lockstep=lockstep, codecs=("raw",)) as bot:
-                await bot.chunk()
-                await bot.step(forward=1.0)
-                save = await bot.save()
-                with pytest.raises(BotError) as refused:
-                    await bot.load(save[:-1] + ("1" if save[-1] == "0" else "0"))
-                assert refused.value.code == "unknown_save" and not bot.errors
-                seen = []
-                for _ in range(2):
-                    came_to = await bot.load(save)
-                    chunks = [await bot.step(forward=0.5, turn=-1.0) for _ in range(3)]
-                    assert chunks[0].index >= came_to and [c.index for c in chunks] == sorted({c.index for c in chunks})
-                    seen.append([(c.index, c.frames.tobytes(), c.pose.tobytes()) for c in chunks])
-                if lockstep:  # in real time it is the clock that says which chunk a control is for
-                    assert seen[0] == seen[1] and [index for index, _, _ in seen[0]] == [came_to + i for i in range(3)]
+        async with (
+            running_server(**kept) as app,
+            connect(app.play_url, seed=7, lockstep=lockstep, codecs=("raw",)) as bot,
+        ):
+            await bot.chunk()
+            await bot.step(forward=1.0)
+            save = await bot.save()
+            with pytest.raises(BotError) as refused:
+                await bot.load(save[:-1] + ("1" if save[-1] == "0" else "0"))
+            assert refused.value.code == "unknown_save" and not bot.errors
+            seen = []
+            for _ in range(2):
+                came_to = await bot.load(save)
+                chunks = [await bot.step(forward=0.5, turn=-1.0) for _ in range(3)]
+                assert chunks[0].index >= came_to and [c.index for c in chunks] == sorted({c.index for c in chunks})
+                seen.append([(c.index, c.frames.tobytes(), c.pose.tobytes()) for c in chunks])
+            if lockstep:  # in real time it is the clock that says which chunk a control is for
+                assert seen[0] == seen[1] and [index for index, _, _ in seen[0]] == [came_to + i for i in range(3)]
 
     asyncio.run(play())
