@@ -9,7 +9,8 @@ import { errorText } from './texts.js';
 
 const POLL_MS = 2000;
 
-// `view` gets state(name, detail), welcomed(message, surprising), painted(), prompted(message), shared(message), note(text).
+// `view` gets state(name, detail), welcomed(message, surprising), painted(), prompted(message), saved(message),
+// loaded(message), shared(message), note(text).
 export class Game {
   constructor({ screen, settings, offer, fetchWorld, socketUrl, view }) {
     Object.assign(this, { screen, settings, offer, fetchWorld, socketUrl, view });
@@ -21,7 +22,7 @@ export class Game {
     this.connection?.end();
     this.player?.close();
     clearTimeout(this.poll);
-    this.connection = this.player = this.welcome = this.stats = this.painted = this.retryAtMs = null;
+    this.connection = this.player = this.welcome = this.stats = this.painted = this.retryAtMs = this.saveId = null;
     this.health = new Health();
   }
 
@@ -95,6 +96,12 @@ export class Game {
     } else if (message.type === 'prompted') {
       this.welcome = { ...this.welcome, prompt: message.text };
       this.view.prompted(message);
+    } else if (message.type === 'saved') {
+      this.saveId = message.save;
+      this.view.saved(message);
+    } else if (message.type === 'loaded') {
+      this.welcome = { ...this.welcome, prompt: message.prompt };
+      this.view.loaded(message);
     } else if (message.type === 'shared') this.view.shared(message);
     else if (message.type === 'error') this.view.note(errorText(message.code).toast ?? message.message);
   }
@@ -140,6 +147,16 @@ export class Game {
 
   share() {
     return this.connection?.send(wire.share()) ?? false;
+  }
+
+  // Keep this moment; the server answers with `saved`.
+  save() {
+    return this.connection?.send(wire.save()) ?? false;
+  }
+
+  // Go back to the moment that was kept last.
+  load() {
+    return this.saveId !== null && (this.connection?.send(wire.load(this.saveId)) ?? false);
   }
 
   say(text) {

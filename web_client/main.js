@@ -43,6 +43,8 @@ const menu = new Menu(settings, {
     if (game.player) game.player.pacer.baseMarginMs = MARGIN_MS[settings.quality];
   },
   share: () => copy(shareLink()).then(() => hud.toast('Link copied'), () => hud.toast(shareLink())),
+  save: () => { if (!game.save()) hud.toast('The line is closed just now.'); },
+  load: () => { if (!game.load()) hud.toast('The line is closed just now.'); },
   watch: () => { if (!game.share()) hud.toast('The line is closed just now.'); },
   fresh: () => game.leave('start'),
   leave: () => game.leave('ended'),
@@ -52,7 +54,10 @@ socketUrl.protocol = location.protocol === 'https:' ? 'wss:' : 'ws:';
 socketUrl.search = socketUrl.hash = '';
 const game = new Game({
   screen, settings, offer: offered, fetchWorld, socketUrl: socketUrl.href,
-  view: { state: showState, welcomed, warming: (progress) => card.progress(progress), house: showHouse, prompted, shared, note },
+  view: {
+    state: showState, welcomed, warming: (progress) => card.progress(progress), house: showHouse,
+    prompted, saved, loaded, shared, note,
+  },
 });
 const input = new Input($('stage'), settings, {
   emit: (messages) => game.control(messages),
@@ -109,14 +114,30 @@ function cardPrimary() {
 
 function welcomed(message, surprising) {
   document.body.classList.toggle('watching', message.watching === true);
+  $('load').disabled = game.saveId === null;
   if (message.watching) { announce('Watching'); return; }
-  input.stream.repeat(performance.now());
-  input.pump();
+  steerAgain();
   const { token, scene, seed, resumed } = message;
   const prompt = resumed ? session()?.prompt : message.prompt; // the one it grew from, not the one in force
   keepSession({ token, scene, seed, prompt });
   if (surprising) hud.toast('Your world was not kept. This one grew from the same seed.');
   else if (offered.why && message.codec === 'jpeg' && asked.codec !== 'jpeg') hud.toast(offered.why);
+}
+
+// The server knows nothing of what is held just now.
+function steerAgain() {
+  input.stream.repeat(performance.now());
+  input.pump();
+}
+
+function saved() {
+  $('load').disabled = false;
+  hud.toast('Saved. The menu leads back here.');
+}
+
+function loaded() {
+  steerAgain();
+  hud.toast('Back at the save.');
 }
 
 function showHouse({ players, capacity }) {

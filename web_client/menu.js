@@ -4,7 +4,7 @@ import { QUALITIES } from './settings.js';
 
 const $ = (id) => document.getElementById(id);
 
-// Events: closed(), changed(settings), share(), watch(), fresh(), leave().
+// Events: closed(), changed(settings), save(), load(), share(), watch(), fresh(), leave().
 export class Menu {
   constructor(settings, events) {
     this.settings = settings;
@@ -18,6 +18,9 @@ export class Menu {
     this.label();
     this.dialog.addEventListener('input', () => { this.read(); events.changed(settings); });
     this.dialog.addEventListener('close', () => events.closed());
+    for (const [id, event] of [['save', events.save], ['load', events.load]]) {
+      $(id).addEventListener('click', () => { this.dialog.close(); event(); });
+    }
     $('copy-link').addEventListener('click', () => events.share());
     $('watch-link').addEventListener('click', () => events.watch());
     $('new-world').addEventListener('click', () => { this.dialog.close(); events.fresh(); });

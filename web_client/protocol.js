@@ -26,6 +26,8 @@ export const ack = ({ packet, hidden, slack_ms }) => encode({
 export const keyframe = () => encode({ type: 'keyframe' });
 export const ping = (t_ms) => encode({ type: 'ping', t_ms: real(t_ms) });
 export const share = () => encode({ type: 'share' });
+export const save = () => encode({ type: 'save' });
+export const load = (id) => encode({ type: 'load', save: id });
 export const bye = () => encode({ type: 'bye' });
 
 // Bytes of one server message -> an object with its `type`. Throws on anything that is not a typed map.

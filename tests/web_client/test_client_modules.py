@@ -106,13 +106,13 @@ def test_every_message_the_page_builds_is_one_the_server_takes(run: Callable[...
           hello({ codecs: ['jpeg'], scene: '', image: new Uint8Array(MAX_IMAGE_BYTES).fill(7) }),
           control({ seq: 2 ** 32 - 1, t_ms: 7, axes: [0, 0, 0, 0] }), prompt(''), prompt('é'.repeat(500)),
           ack({ packet: 0, hidden: false, slack_ms: null }), ack({ packet: 2 ** 40, hidden: true, slack_ms: -1e9 }),
-          keyframe(), ping(0), bye()].map(hex);
+          keyframe(), ping(0), bye(), save(), load('5a1e0c3d-00112233445566778899aabbccddeeff'), share()].map(hex);
         """,
     )
     messages = [decode_client(bytes.fromhex(message), MAX_TRANSPORT_BYTES) for message in built]
     with_image = messages.pop(3)
     assert (with_image.scene, with_image.image) == (None, b"\7" * MAX_IMAGE_BYTES)
-    assert len({type(message) for message in messages}) == 7
+    assert len({type(message) for message in messages}) == 10
     assert messages[2].axes == (1.0, -1.0, 0.0, 0.25) and messages[2].look == (360.0, -360.0)
     assert messages[7].slack_ms == -60_000.0
 

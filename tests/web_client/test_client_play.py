@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from gameserver.app import App, running
 from gameserver.door import Settings
 from gameserver.encoder import encode_still
+from gameserver.saves import Shelf
 from world.chunk import Report
 from world.pattern import PatternWorld, Reading, prompt_mark
 
@@ -24,8 +26,12 @@ Look = Callable[[Any], tuple[dict[str, Any], Reading, NDArray[np.uint8]]]
 class House:
     """A server in a thread. `kill` cuts every line without a word."""
 
-    def __init__(self, port: int = 0, capacity: int = 8, gate: threading.Event | None = None) -> None:
-        self._settings = Settings(port=port, capacity=capacity, grace_s=2.0)  # pages of earlier tests leave soon
+    def __init__(
+        self, port: int = 0, capacity: int = 8, gate: threading.Event | None = None, saves: Shelf | None = None
+    ) -> None:
+        self._settings = Settings(
+            port=port, capacity=capacity, grace_s=2.0, saves=saves
+        )  # pages leave soon
         self._gate = gate
         self._open = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
@@ -241,6 +247,31 @@ def test_a_link_lets_others_watch_and_not_steer(new_page: Callable[..., Any], lo
     assert other.locator("#card-title").inner_text() == "There is nothing to watch"
     other.click("#card-primary")
     wait(other, "m.state === 'start'")
+
+
+def test_the_menu_saves_a_moment_and_leads_back_to_it(
+    new_page: Callable[..., Any], look: Look, build: Callable[..., House], tmp_path: Path
+) -> None:
+    page = new_page()
+    play(page, build(saves=Shelf(tmp_path)))
+    page.keyboard.press("Escape")
+    assert page.locator("#load").is_disabled(), "there is nothing to go back to yet"
+    page.click("#save")
+    page.wait_for_function("() => document.getElementById('live').textContent.startsWith('Saved')")
+    seen, saved, _ = look(page)
+    page.keyboard.down("KeyL")
+    wait(page, f"m.painted.frame >= {seen['painted']['frame'] + 40} && m.painted.control_seq > 0")
+    page.keyboard.up("KeyL")
+    seen, turned, _ = look(page)
+    assert 20 < turned.yaw_deg % 360 < 340
+    frame = seen["painted"]["frame"]
+    page.keyboard.press("Escape")
+    page.evaluate("() => document.getElementById('load').click()")  # the mouse is held by the game
+    wait(page, f"m.painted.frame < {frame} - 20")
+    _, back, _ = look(page)
+    assert back.yaw_deg % 360 == pytest.approx(saved.yaw_deg % 360, abs=1.0), "it looks the way it did"
+    went_on = page.evaluate("window.manyworlds.painted.frame")
+    wait(page, f"m.painted.frame >= {went_on + 20} && m.state === 'playing'")
 
 
 def test_a_full_house_lets_in_who_waits(new_page: Callable[..., Any], build: Callable[..., House]) -> None:
