@@ -188,6 +188,9 @@ class World(Protocol):
     def prewarm(self, report: Report) -> None:
         """Run every shape that service uses, so that no player pays for the first."""
 
+    def check(self) -> None:
+        """WorldError, a sentence, if it cannot go on because a part of it is gone. Cheap: asked between ticks."""
+
     def encode_prompt(self, text: str) -> Prompt: ...
 
     def prepare_image(self, image: NDArray[np.uint8]) -> Any:

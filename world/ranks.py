@@ -65,7 +65,7 @@ class Ranks:
         parts = own.new_empty(self.size, *own.shape)
         if own.numel():
             with _Exchange():
-                dist.all_gather_into_tensor(parts.flatten(0, 1), own.contiguous(), group=self.group)
+                dist.all_gather(list(parts), own.contiguous(), group=self.group)
         return parts.movedim(0, 1).flatten(1, 2)[:, :num_tokens].contiguous()
 
     def exchange(self, parts: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ def join(index: int, size: int, store: dist.Store, deadline_s: float) -> Ranks:
     return Ranks(index, size, dist.new_group(timeout=deadline_s * ONE_SECOND))
 
 
-def part() -> None:
+def leave() -> None:
     """Undo `join`, if it was done."""
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -20,6 +20,7 @@ from world.nn.vae import VideoVAE
 from world.ranks import ALONE, Ranks
 from world.ulysses import Ulysses
 
+APART = ("k.", "v.", "camera.")  # names of what each of several ranks has another part of
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # as safetensors names them
 
 
@@ -129,14 +130,17 @@ class Slab:
             row.fill_(float("nan"))
 
     def export(self, slot: int) -> dict[str, Stored]:
-        return {name: store(row) for name, row in self.rows(slot)}
+        """What is kept here of a slot. Where each of several ranks has another part, the names tell whose it is."""
+        return {label(name, self.ranks.index): store(row) for name, row in self.rows(slot)}
 
     def check(self, slot: int, rows: Mapping[str, Tensor]) -> None:
-        """ValueError if these are not the rows of a slot of this slab."""
-        kept = dict(self.rows(slot))
-        if rows.keys() != kept.keys():
-            raise ValueError(f"a slot of this world has no {sorted(rows.keys() ^ kept.keys())[0]}, or lacks it")
-        for name, row in rows.items():
+        """ValueError if these are not the rows of a slot, of all ranks of a slab like this one."""
+        kept = {label(name, self.ranks.index): row for name, row in self.rows(slot)}
+        known = {label(name, rank) for name, _ in self.named_tensors() for rank in range(self.ranks.size)}
+        if rows.keys() != known:
+            raise ValueError(f"a slot of this world has no {sorted(rows.keys() ^ known)[0]}, or lacks it")
+        for name in kept:
+            row = rows[name]
             if row.shape != kept[name].shape or row.dtype != kept[name].dtype:
                 raise ValueError(f"{name} is {row.dtype}{list(row.shape)}, not that of a slot of this world")
 
@@ -144,11 +148,16 @@ class Slab:
         """ValueError, and nothing changes, if these are not the rows of a slab like this one."""
         self.check(slot, rows)
         for name, row in self.rows(slot):
-            row.copy_(rows[name])
+            row.copy_(rows[label(name, self.ranks.index)])
 
     def view(self, slots: Tensor, first_frame: Tensor) -> Memory:
         rings = RingView(self, slots, first_frame)
         return rings if self.ranks.size == 1 else Ulysses(self.ranks, self.cfg.geometry.chunk_tokens, rings)
+
+
+def label(name: str, rank: int) -> str:
+    """In a state of a slot, of what a rank has of a tensor."""
+    return f"{name}@{rank}" if rank > 0 and name.startswith(APART) else name
 
 
 def store(t: Tensor) -> Stored:
