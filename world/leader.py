@@ -42,7 +42,8 @@ class RankedWorld:
         report("starting the other ranks", 0.0)
         self.followers = Followers(partial(load_part, load), num_ranks, deadline_s)
         try:
-            self.part: DiffusionWorld = self._together(LOAD, own=lambda: load(self.followers.ranks, report), patient=True)[0]
+            parts = self._together(LOAD, own=lambda: load(self.followers.ranks, report), patient=True)
+            self.part: DiffusionWorld = parts[0]
         except BaseException:
             self.followers.end()
             raise
@@ -123,9 +124,7 @@ class RankedWorld:
         """All other ranks end. Also when nobody has this world any more."""
         self.followers.end()
 
-    def _together(
-        self, verb: str, *arguments: Any, own: Callable[[], Made], patient: bool = False
-    ) -> list[Any]:
+    def _together(self, verb: str, *arguments: Any, own: Callable[[], Made], patient: bool = False) -> list[Any]:
         """What every rank makes of a verb, by rank: `own` is this one's part. What is refused, all refuse alike."""
         self.followers.tell(verb, *arguments)
         refusal: Exception | None = None

@@ -20,9 +20,9 @@ from world.identity import arithmetic, config_text, digest, weights_digests
 from world.nn.dit import CausalDiT
 from world.nn.vae import VideoVAE
 from world.picture import to_i420, to_video
+from world.ranks import ALONE, Ranks
 from world.sampler import noise
 from world.scene import encode_image, first_frame_condition, moves_between, warp_condition
-from world.ranks import ALONE, Ranks
 from world.slab import Slab, store, unstore
 from world.text import PromptCache, TextEncoder
 from world.views import Views

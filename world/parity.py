@@ -193,9 +193,7 @@ def read_rollout(path: Path, cfg: DiTConfig) -> Rollout:
     )
 
 
-def play(
-    dit: CausalDiT, rollouts: Sequence[Rollout], config: dict[str, Any], ranks: Ranks
-) -> list[dict[str, Tensor]]:
+def play(dit: CausalDiT, rollouts: Sequence[Rollout], config: dict[str, Any], ranks: Ranks) -> list[dict[str, Tensor]]:
     """Rollouts of one kind as the players of one slab. They join a forward apart and one slot beside them is NaN, so
     that rows of a forward are at different chunks and steps, and reading a stranger's state shows."""
     first = rollouts[0]

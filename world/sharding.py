@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+from world.chunk import WeightLayout
 from world.nn.dit import CausalDiT
 from world.ranks import Ranks
 
-# replicated: every rank has all weights. sharded: 1/P of them, each block's gathered for its forward and given back.
-# gathered: sharded until they are first used, and whole from then on.
-Layout = Literal["replicated", "sharded", "gathered"]
-LAYOUTS: tuple[Layout, ...] = ("replicated", "sharded", "gathered")
 
-
-def lay_out(dit: CausalDiT, layout: Layout, ranks: Ranks) -> None:
+def lay_out(dit: CausalDiT, layout: WeightLayout, ranks: Ranks) -> None:
     """Turn a replicated model, the same on every rank, into this layout. Alone there is nothing to divide."""
     if layout == "replicated" or ranks.size == 1:
         return

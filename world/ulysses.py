@@ -1,4 +1,4 @@
-"""Ulysses sequence parallelism (Jacobs et al. 2023): tokens are traded for heads before attention, and back after it."""
+"""Ulysses sequence parallelism (Jacobs et al. 2023): tokens are traded for heads before attention, and back after."""
 
 from __future__ import annotations
 

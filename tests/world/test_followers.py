@@ -1,4 +1,4 @@
-"""Protects the end: when a rank is gone, stuck or failing, all of them end, at once, with one sentence that says which."""
+"""Protects the end: when a rank is gone, stuck or failing, all of them end, with one sentence that says which."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_stuck_rank_is_lost_after_the_deadline(doomed: RankedWorld) -> None:
     doomed.open(1, player.life.start(doomed))
     assert victim.pid is not None
     os.kill(victim.pid, signal.SIGSTOP)
-    with pytest.raises(WorldError, match="^rank 1 of 2 has not answered for 1 s, so all of them end$"):
+    with pytest.raises(WorldError, match=r"^rank 1 of 2 has not answered for 1 s, so all of them end$"):
         play(doomed, [player], 99)
     victim.join(ENDS_S)
     assert victim.exitcode == -signal.SIGKILL, "it does not stay behind"
@@ -82,12 +82,12 @@ def fails_on(index: int, ranks: Ranks, report: object) -> DiffusionWorld:
 
 
 def test_a_rank_that_fails_says_why() -> None:
-    with pytest.raises(WorldError, match="^rank 1 of 2 failed: RuntimeError: out of memory$"):
+    with pytest.raises(WorldError, match=r"^rank 1 of 2 failed: RuntimeError: out of memory$"):
         RankedWorld(partial(fails_on, 1), 2, quiet)
 
 
 def test_a_leader_that_fails_says_it_itself() -> None:
-    with pytest.raises(RuntimeError, match="^out of memory$"):
+    with pytest.raises(RuntimeError, match=r"^out of memory$"):
         RankedWorld(partial(fails_on, 0), 2, quiet)
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tests.tiny_checkpoints import random_like
 from tests.world.ranked import together
 from tests.world.test_dit import CFG, forward, inputs
-from tests.tiny_checkpoints import random_like
+from world.chunk import WEIGHT_LAYOUTS
 from world.identity import weights_digests
 from world.nn.dit import CausalDiT, keeps_float32
 from world.ranks import Ranks
-from world.sharding import LAYOUTS, lay_out
+from world.sharding import lay_out
 
 
 def model() -> CausalDiT:
@@ -31,7 +32,7 @@ def held(dit: CausalDiT) -> int:
 
 def forwards(ranks: Ranks) -> dict[str, tuple[Tensor, Tensor, list[int], tuple[str, str]]]:
     made = {}
-    for layout in LAYOUTS:
+    for layout in WEIGHT_LAYOUTS:
         dit = model()
         lay_out(dit, layout, ranks)
         sizes = [held(dit)]
@@ -46,7 +47,7 @@ def test_every_layout_computes_the_same_bits(tmp_path: Path) -> None:
     for made in together(2, forwards, tmp_path):
         dit, (expected, _) = model(), forward(model(), *inputs(3), 2)
         digests = weights_digests({"dit": dit}, lambda stage, share: None)
-        for layout in LAYOUTS:
+        for layout in WEIGHT_LAYOUTS:
             first, again, _, identity = made[layout]
             assert torch.equal(first, expected) and torch.equal(again, expected), layout
             assert identity == digests, "the identity is of the whole weights, wherever they lie"

@@ -1,4 +1,4 @@
-"""Protects spreading a forward: however many ranks share it and wherever its weights lie, every row comes out as on one.
+"""Protects spreading a forward: however many ranks share it and wherever its weights lie, rows come out as on one.
 
 Rows are at chunks, steps and prompts of their own, commits among them; 15 tokens divide by neither 2 nor 4.
 """
@@ -15,25 +15,26 @@ from torch import Tensor
 
 from tests.world.ranked import together
 from tests.world.tiny_world import Life, Player, random_world, tiny_config
-from world.chunk import WorldError
+from world.chunk import WEIGHT_LAYOUTS, WeightLayout, WorldError
 from world.config import WorldConfig
 from world.model import DiffusionWorld
 from world.parity import run_case
 from world.ranks import ALONE, Ranks
-from world.sharding import LAYOUTS, Layout
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 CASES = ("dit_cam_global", "dit_cam_window", "dit_act_global")
-CHUNKS = 4  # a window of 5 frames wraps
+CHUNKS = 4  # a window of 3 frames wraps
 ODD = tiny_config("first_frame", chunk_frames=1, window_frames=3, num_heads=4, width=80, height=48)  # 15 tokens
-FEW = tiny_config("first_frame", chunk_frames=1, window_frames=3, num_heads=4, width=48, height=16)  # 3: rank 3 has none
+FEW = tiny_config(  # 3 tokens: one rank has none
+    "first_frame", chunk_frames=1, window_frames=3, num_heads=4, width=48, height=16
+)
 
 
 def distance(got: Tensor, reference: Tensor) -> float:
     return ((got.double() - reference.double()).norm() / reference.double().norm()).item()
 
 
-def latents(ranks: Ranks, cfg: WorldConfig, lives: int, layout: Layout) -> list[Tensor]:
+def latents(ranks: Ranks, cfg: WorldConfig, lives: int, layout: WeightLayout) -> list[Tensor]:
     """Of so many players, who begin a forward apart, in slots that are not in order: every chunk's."""
     world = random_world(cfg, num_slots=4, ranks=ranks, layout=layout)
     players = [Player(Life(who, cfg.geometry.chunk_frames, CHUNKS), slot=(3, 1, 4)[who]) for who in range(lives)]
@@ -61,12 +62,12 @@ def step(world: DiffusionWorld, due: Sequence[Player]) -> None:
         player.advanced(world.num_steps)
 
 
-def runs(ranks: Ranks) -> dict[tuple[Layout, str], list[Tensor]]:
+def runs(ranks: Ranks) -> dict[tuple[WeightLayout, str], list[Tensor]]:
     made = {}
-    for layout in LAYOUTS if ranks.size > 1 else LAYOUTS[:1]:
+    for layout in WEIGHT_LAYOUTS if ranks.size > 1 else WEIGHT_LAYOUTS[:1]:
         made[layout, "one of odd"] = latents(ranks, ODD, 1, layout)
         made[layout, "three of odd"] = latents(ranks, ODD, 3, layout)
-    return made | {(LAYOUTS[0], "three of few"): latents(ranks, FEW, 3, LAYOUTS[0])}
+    return made | {(WEIGHT_LAYOUTS[0], "three of few"): latents(ranks, FEW, 3, WEIGHT_LAYOUTS[0])}
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -78,7 +79,7 @@ def test_ranks_compute_what_one_computes(size: int, tmp_path: Path) -> None:
     per_rank = together(size, runs, tmp_path)
     for made in per_rank:
         for (layout, who), run in made.items():
-            reference = expected[LAYOUTS[0], who]
+            reference = expected[WEIGHT_LAYOUTS[0], who]
             assert len(run) == len(reference) > 0
             assert all(distance(got, one) < 1e-5 for got, one in zip(run, reference, strict=True)), (layout, who)
             same = map(torch.equal, run, per_rank[0][layout, who])

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tests.tiny_checkpoints import random_like
-from world.chunk import Geometry, Picture, Row, Start
+from world.chunk import Geometry, Picture, Row, Start, WeightLayout
 from world.config import WorldConfig
 from world.model import DiffusionWorld
 from world.motion import step_pose
@@ -23,7 +23,7 @@ from world.nn.text import ByteTextConfig, ByteTextEncoder
 from world.nn.vae import VAEConfig, VideoVAE
 from world.ranks import ALONE, Ranks
 from world.sampler import Schedule, from_sigmas
-from world.sharding import Layout, lay_out
+from world.sharding import lay_out
 from world.text import ByteText
 from world.views import ViewRules
 
@@ -71,7 +71,7 @@ def random_world(
     num_slots: int = 4,
     seed: int = 0,
     ranks: Ranks = ALONE,
-    layout: Layout = "replicated",
+    layout: WeightLayout = "replicated",
 ) -> DiffusionWorld:
     """A world of this configuration, in the dtypes it would be served in, that differs by seed alone."""
     generator = torch.Generator().manual_seed(seed)

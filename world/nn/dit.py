@@ -220,7 +220,7 @@ class CausalDiT(nn.Module):
         memory: Memory,
         num_outputs: int,
     ) -> Tensor:
-        """Tokens x float32 [B, L, 36 * 4] (noisy, mask, condition), e [B, C], e0 [B, 6, C] -> flow [outputs, L, 4 * 16].
+        """Tokens x float32 [B, L, 36 * 4] (noisy, mask, condition), e [B, C], e0 [B, 6, C] -> flow [outputs, L, 64].
 
         The first `num_outputs` rows denoise; the rows after them are commits, which only leave K and V behind. Which
         tokens these are, all of a chunk's or some, only `turn`, `camera` and `memory` know.
