@@ -26,7 +26,7 @@ import torch.multiprocessing as mp
 
 from world.chunk import Report, WorldError
 from world.parcel import Parcel, peek, take
-from world.ranks import PeerLost, Ranks, join, leave
+from world.ranks import PeerLost, Ranks, is_peer_lost, join, leave
 
 LOAD, END = "load", "end"  # verbs of their own; others are methods of a part
 SETTLE_S = 1.0  # for a process that is ending to end, and for those that noticed to say so
@@ -216,12 +216,9 @@ def _obey(pipe: Connection, ranks: Ranks, load: LoadPart) -> int:
                 answer(Done(getattr(world, verb)(*arguments)))
         except (ValueError, KeyError) as fault:
             answer(Refused(str(fault)))
-        except PeerLost as fault:
-            answer(Failed(str(fault), is_cause=False))
-            return 1
         except (EOFError, OSError):
             raise
         except Exception as fault:
             why = str(fault) if isinstance(fault, WorldError) else f"{type(fault).__name__}: {fault}"
-            answer(Failed(why, is_cause=True))
+            answer(Failed(why, is_cause=not is_peer_lost(fault)))
             return 1

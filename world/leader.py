@@ -25,7 +25,7 @@ from world.chunk import (
 )
 from world.followers import LOAD, Done, Followers, Refused
 from world.model import SLAB, DiffusionWorld, warm_up
-from world.ranks import PeerLost, Ranks
+from world.ranks import Ranks, is_peer_lost
 from world.slab import store, unstore
 
 Made = TypeVar("Made")
@@ -131,15 +131,13 @@ class RankedWorld:
         made: Any = None
         try:
             made = own()
-        except PeerLost:
-            raise self.followers.blame() from None
         except (ValueError, KeyError) as fault:
             refusal = fault
         except WorldError:  # of loading: the others say the same
             self.followers.end()
             raise
         except Exception as fault:
-            raise self.followers.fail(fault) from None
+            raise self.followers.blame() if is_peer_lost(fault) else self.followers.fail(fault) from None
         answers = self.followers.answers(None if patient else self.followers.deadline_s)
         if refusal is not None:
             raise refusal

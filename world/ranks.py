@@ -105,6 +105,11 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+def is_peer_lost(fault: Exception) -> bool:
+    """Exchanges that FSDP makes are not ours to watch; but the backend that raises names itself."""
+    return isinstance(fault, PeerLost) or (isinstance(fault, RuntimeError) and "gloo" in str(fault))
+
+
 class _Exchange:
     """What a backend raises when a peer is gone, and its timeouts, as PeerLost."""
 

@@ -102,6 +102,9 @@ def test_records_where_it_is_told_or_where_the_user_keeps_things(
         "replay",
         "replay x --to -1",
         "serve --record-gb 0",
+        "serve --ranks 0",
+        "serve --ranks 2 --gpus 2",
+        "bench --ranks 2 --weights some",
         "clip --seconds 1",
     ],
 )

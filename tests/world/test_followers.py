@@ -25,10 +25,10 @@ ROOT = Path(__file__).parent.parent.parent
 ENDS_S = 5.0
 
 
-@pytest.fixture
-def doomed() -> Iterator[RankedWorld]:
-    """Two ranks, of which a test ends one."""
-    world = RankedWorld(load, 2, quiet, deadline_s=1.0)
+@pytest.fixture(params=["replicated", "sharded"])
+def doomed(request: pytest.FixtureRequest) -> Iterator[RankedWorld]:
+    """Two ranks, of which a test ends one; where weights are divided, torch itself exchanges too."""
+    world = RankedWorld(partial(load, layout=request.param), 2, quiet, deadline_s=1.0)
     yield world
     world.end()
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from tests.world.tiny_world import Life, Player, random_world, tiny_config
-from world.chunk import Identity, Picture
-from world.config import WorldConfig
+from world.chunk import Identity, Picture, WeightLayout
 from world.leader import RankedWorld
 from world.model import DiffusionWorld
 from world.ranks import Ranks
@@ -24,8 +23,8 @@ CHUNKS = 4
 def quiet(stage: str, share: float) -> None: ...
 
 
-def load(ranks: Ranks, report: object, cfg: WorldConfig = CFG) -> DiffusionWorld:
-    return random_world(cfg, num_slots=3, ranks=ranks)
+def load(ranks: Ranks, report: object, layout: WeightLayout = "replicated") -> DiffusionWorld:
+    return random_world(CFG, num_slots=3, ranks=ranks, layout=layout)
 
 
 @pytest.fixture(scope="module", autouse=True)
