@@ -62,12 +62,35 @@ def step(world: DiffusionWorld, due: Sequence[Player]) -> None:
         player.advanced(world.num_steps)
 
 
+class Poisoned(Ranks):
+    """The tokens that fill up a share are NaN."""
+
+    def mine(self, tokens: Tensor) -> Tensor:
+        own = self.share(tokens.shape[1])
+        real = min(max(tokens.shape[1] - self.index * own, 0), own)
+        filler = torch.full_like(tokens[:, :1], float("nan")).expand(-1, own - real, *tokens.shape[2:])
+        return torch.cat([super().mine(tokens)[:, :real], filler], dim=1)
+
+
 def runs(ranks: Ranks) -> dict[tuple[WeightLayout, str], list[Tensor]]:
     made = {}
     for layout in WEIGHT_LAYOUTS if ranks.size > 1 else WEIGHT_LAYOUTS[:1]:
         made[layout, "one of odd"] = latents(ranks, ODD, 1, layout)
         made[layout, "three of odd"] = latents(ranks, ODD, 3, layout)
     return made | {(WEIGHT_LAYOUTS[0], "three of few"): latents(ranks, FEW, 3, WEIGHT_LAYOUTS[0])}
+
+
+def poisoned(ranks: Ranks) -> list[Tensor]:
+    return latents(Poisoned(ranks.index, ranks.size, ranks.group), ODD, 3, "replicated")
+
+
+def test_what_fills_up_a_share_reaches_nobody(tmp_path: Path) -> None:
+    """Neither the others' attention nor what comes out: NaN would show."""
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        expected = latents(ALONE, ODD, 3, "replicated")
+    for run in together(2, poisoned, tmp_path):
+        assert all(distance(got, one) < 1e-5 for got, one in zip(run, expected, strict=True))
 
 
 @pytest.mark.parametrize("size", [2, 4])
