@@ -133,7 +133,10 @@ class Followers:
 
     def _culprit(self, answers: dict[int, Answer]) -> str | None:
         """Whoever says that it failed, else whoever is gone; adds what others still have to say to the answers."""
-        wait([process.sentinel for process in self._processes], SETTLE_S)
+        ending = wait([process.sentinel for process in self._processes], SETTLE_S)
+        for process in self._processes:
+            if process.sentinel in ending:  # which is before it has an exit status
+                process.join(SETTLE_S)
         for rank, pipe in enumerate(self._pipes, 1):
             with contextlib.suppress(OSError, EOFError):
                 if rank not in answers and pipe.poll():

@@ -104,7 +104,7 @@ def load_published(
     text = load_umt5(checkpoint, cfg.dit.text_len, dtype, device, report) if ranks.index == 0 else None
     for module in (dit, vae):
         module.eval().requires_grad_(False)
-    lay_out(dit, layout, ranks)
     size = cfg.geometry.width, cfg.geometry.height
     scenes = [draw_scene(start, *size) for start in START_SCENES[:PUBLISHED_SCENES]]
+    lay_out(dit, layout, ranks)
     return DiffusionWorld(cfg, dit, vae, text, scenes, num_slots, ranks=ranks)

@@ -18,6 +18,7 @@ from world.chunk import WorldError
 # torch takes lengths of time as timedelta, whose module is a clock too, which the world does not read.
 ONE_SECOND = dist.default_pg_timeout / dist.default_pg_timeout.total_seconds()
 JOIN_S = 120.0  # for all processes to find each other, once all of them run
+LOAD_S = 3600.0  # that one may load for longer than another
 
 
 class PeerLost(Exception):
@@ -74,6 +75,11 @@ class Ranks:
         with _Exchange():
             dist.all_to_all_single(_bytes(got), _bytes(parts), group=self.group)
         return got
+
+    def meet(self) -> None:
+        """Wait for all others to come here too, patiently: loading takes as long as it takes."""
+        with _Exchange():
+            dist.monitored_barrier(self.group, timeout=LOAD_S * ONE_SECOND)
 
     def broadcast(self, data: Tensor) -> None:
         """Rank 0's goes to all, in place."""

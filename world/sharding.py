@@ -11,8 +11,12 @@ from world.ranks import Ranks
 
 
 def lay_out(dit: CausalDiT, layout: WeightLayout, ranks: Ranks) -> None:
-    """Turn a replicated model, the same on every rank, into this layout. Alone there is nothing to divide."""
-    if layout == "replicated" or ranks.size == 1:
+    """Turn a replicated model, the same on every rank, into this layout. Alone there is nothing to divide. When it
+    returns all ranks are here: from now on they wait for each other within their deadline."""
+    if ranks.size == 1:
+        return
+    ranks.meet()
+    if layout == "replicated":
         return
     assert ranks.group is not None
     device = dit.head.modulation.device.type

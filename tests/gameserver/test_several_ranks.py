@@ -21,8 +21,9 @@ from conftest import playing, serve_pattern
 from gameserver import cli
 from gameserver import replay as command
 from gameserver.backpressure import Limits
-from gameserver.bot import BotPlan, play
+from gameserver.bot_plan import BotPlan
 from gameserver.journal import Keep
+from gameserver.player import play
 from gameserver.serve import Spread
 from sessions.recording import read
 from tests.world.tiny_world import random_world, tiny_config
