@@ -24,7 +24,7 @@ import numpy as np
 from gameserver.bench_walk import start, walk
 from gameserver.progress import report
 from gameserver.recording_cost import RecordingCost, measure_recording
-from gameserver.serve import player_count, world_loader
+from gameserver.serve import add_spread_arguments, player_count, spread_of, world_loader
 from world.chunk import World, WorldError
 
 
@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     agents = "measure instead how fast so many gymnasium environments step, such as 1,4,16, on a server of their own"
     parser.add_argument("--environments", type=_player_counts, metavar="COUNTS", help=agents)
     parser.add_argument("--recording", action="store_true", help="measure what recording costs instead")
+    add_spread_arguments(parser)
     parser.add_argument("--json", action="store_true", help="only one line of JSON on stdout")
 
 
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     if args.environments:
         return _run_environments(args)
     started_s = time.perf_counter()
-    world = world_loader(args.world, max(args.players))(report)
+    world = world_loader(args.world, max(args.players), spread_of(args))(report)
     world.prewarm(report)
     about = describe(world, time.perf_counter() - started_s)
     if not args.json:

@@ -61,6 +61,7 @@ class Door:
         self.encoders = ThreadPoolExecutor(4, "encode")
         self.closing = False
         self.settled = asyncio.Event()  # the engine is ready, or has failed
+        self.ended = asyncio.Event()  # it has failed
         self._preparers = ThreadPoolExecutor(2, "prepare")
         self._preparation: Preparation | None = None
         self._loop = asyncio.get_running_loop()
@@ -244,6 +245,7 @@ class Door:
 
     def _deliver(self, note: Note) -> None:
         if isinstance(note, Ended):
+            self.ended.set()
             self._end_all(ProtocolError("internal", "the world has stopped"))
             return
         assert isinstance(note, Joined | Refused | Saved | Loaded | Frames)

@@ -163,6 +163,8 @@ class Engine:
 
     def _loop(self, game: Game) -> None:
         """Letters in, one tick, notes out; waits for a letter while nothing is due."""
+        assert self.world is not None
+        self.world.check()
         now_s = self._clock()
         due_s = game.due_s(now_s)
         wait_s = HEARTBEAT_S if due_s is None else min(HEARTBEAT_S, due_s - now_s)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gameserver import overlay
 from gameserver.progress import report
-from gameserver.serve import world_loader
+from gameserver.serve import add_spread_arguments, spread_of, world_loader
 from gameserver.video_file import VideoFile
 from sessions.recording import Recording, read
 from sessions.records import floats
@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="from_s", type=seconds, default=0.0, metavar="S", help="where the video begins")
     parser.add_argument("--to", dest="to_s", type=seconds, metavar="S", help="where to stop, in seconds of the stream")
     parser.add_argument("--world", help="a checkpoint's directory; worlds that come with the server need none")
+    add_spread_arguments(parser)
     parser.add_argument("--json", action="store_true", help="only one line of JSON on stdout")
 
 
@@ -114,7 +115,7 @@ def _load(args: argparse.Namespace, recordings: Sequence[Recording]) -> World:
     if args.world is None and (len(names) > 1 or names[0] not in BUILT_IN):
         raise WorldError(f"these are recordings of {' and '.join(names)}: say with --world where that is")
     num_slots = max(1, most_at_once(recordings)) if args.together else 1
-    return world_loader(args.world or names[0], num_slots)(report)
+    return world_loader(args.world or names[0], num_slots, spread_of(args))(report)
 
 
 def _play(world: World, identity: Identity, films: Sequence[_Film], args: argparse.Namespace) -> list[Finding]:

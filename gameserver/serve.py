@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from gameserver import journal, saves
@@ -17,7 +18,7 @@ from gameserver.door import Settings
 from gameserver.engine import LoadWorld, Phase
 from gameserver.journal import Keep
 from gameserver.saves import Shelf
-from world.chunk import Report, World
+from world.chunk import WEIGHT_LAYOUTS, Report, WeightLayout, World
 from world.pattern import PatternWorld
 
 PROGRESS_S = 0.2
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=port_number, default=8000, help="0 picks a free one (default: %(default)s)")
     parser.add_argument("--world", help="a checkpoint's directory, or `pattern` for test pictures (default: meadow)")
     parser.add_argument("--players", type=player_count, default=8, help="seats (default: %(default)s)")
+    add_spread_arguments(parser)
     parser.add_argument(
         "--record-dir",
         type=Path,
@@ -51,6 +53,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save-every", type=positive, default=20.0, metavar="SECONDS", help=every)
 
 
+def add_spread_arguments(parser: argparse.ArgumentParser) -> None:
+    """Over what a world is spread: `spread_of` reads them."""
+    where = parser.add_mutually_exclusive_group()
+    processes = "processes on the CPU that compute the world together (default: %(default)s)"
+    where.add_argument("--ranks", type=rank_count, default=1, metavar="N", help=processes)
+    where.add_argument("--gpus", type=rank_count, metavar="N", help="GPUs to serve on (default: the one there is)")
+    layouts = "of several ranks: all weights on each, 1/N of them, or 1/N until first used (default: %(default)s)"
+    parser.add_argument("--weights", choices=WEIGHT_LAYOUTS, default=WEIGHT_LAYOUTS[0], help=layouts)
+
+
 def port_number(text: str) -> int:
     port = int(text)
     if not 0 <= port <= 65535:
@@ -63,6 +75,13 @@ def player_count(text: str) -> int:
     if not 1 <= players <= 255:
         raise argparse.ArgumentTypeError(f"{players} players is not one of 1 to 255")
     return players
+
+
+def rank_count(text: str) -> int:
+    ranks = int(text)
+    if not 1 <= ranks <= 64:
+        raise argparse.ArgumentTypeError(f"{ranks} is not one of 1 to 64")
+    return ranks
 
 
 def positive(text: str) -> float:
@@ -106,16 +125,31 @@ def shelf(args: argparse.Namespace) -> Shelf | None:
     return Shelf(directory, max_bytes=max_bytes, max_age_s=max_age_s, every_s=args.save_every)
 
 
-def world_loader(path: str | None, num_slots: int) -> LoadWorld:
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Over what a world is spread."""
+
+    ranks: int = 1
+    gpus: int | None = None  # None: the one there is, if any
+    weights: WeightLayout = WEIGHT_LAYOUTS[0]
+
+
+def spread_of(args: argparse.Namespace) -> Spread:
+    return Spread(args.ranks, args.gpus, args.weights)
+
+
+def world_loader(path: str | None, num_slots: int, spread: Spread = Spread()) -> LoadWorld:
     """Loads on the thread that calls it, and imports what a world needs only then."""
 
     def load(report: Report) -> World:
-        if path == "pattern":  # numpy only: there within a blink
+        if path == "pattern" and spread == Spread():  # numpy only: there within a blink
             return PatternWorld(num_slots=num_slots)
         report("importing torch", 0.0)
-        from world.loader import load_world
+        from world.loader import check_gpus, load_world
 
-        world: World = load_world(path, num_slots, report)
+        if spread.gpus is not None:
+            check_gpus(spread.gpus)
+        world: World = load_world(path, num_slots, report, spread.ranks, spread.weights)
         return world
 
     return load
@@ -128,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
         settings = Settings(
             host=args.host, port=args.port, capacity=args.players, record=recordings(args), saves=shelf(args)
         )
-        engine_stopped, code = asyncio.run(_serve(settings, world_loader(args.world, args.players)))
+        engine_stopped, code = asyncio.run(_serve(settings, world_loader(args.world, args.players, spread_of(args))))
     except ServeError as fault:
         print(f"gameserver: {fault}", file=sys.stderr)
         return 1
@@ -163,8 +197,14 @@ async def _serve(settings: Settings, load: LoadWorld) -> tuple[bool, int]:
             code = 1
         elif not stop.is_set():
             print(f"Open {app.url} in a browser to play. Ctrl-C ends it.", flush=True)
-            await stop.wait()
-            print("Going down.", file=sys.stderr)
+            ended = asyncio.create_task(app.door.ended.wait())
+            await asyncio.wait({stopping, ended}, return_when=asyncio.FIRST_COMPLETED)
+            ended.cancel()
+            if stop.is_set():
+                print("Going down.", file=sys.stderr)
+            else:
+                print(f"gameserver: {app.door.engine.failure}", file=sys.stderr)
+                code = 1
         stopping.cancel()
         settled.cancel()
     return app.stopped, code

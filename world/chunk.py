@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,11 @@ TEMPORAL_STRIDE = 4  # video frames a latent frame decodes to (the first one: 1)
 SPATIAL_STRIDE = 8  # pixels a latent cell covers, Wan 2.1 VAE
 PATCH = 2  # latent cells a token covers in each direction
 DIGEST_BYTES = 16  # BLAKE2b
+
+# Where several ranks have a model's weights. replicated: all of them on each. sharded: 1/P on each, a block's gathered
+# for its forward and given back after it. gathered: sharded until they are first used, and kept whole from then on.
+WeightLayout = Literal["replicated", "sharded", "gathered"]
+WEIGHT_LAYOUTS: tuple[WeightLayout, ...] = ("replicated", "sharded", "gathered")
 
 Report = Callable[[str, float], None]  # (what is being done, share done in 0..1)
 
@@ -187,6 +192,9 @@ class World(Protocol):
 
     def prewarm(self, report: Report) -> None:
         """Run every shape that service uses, so that no player pays for the first."""
+
+    def check(self) -> None:
+        """WorldError, a sentence, if it cannot go on because a part of it is gone. Cheap: asked between ticks."""
 
     def encode_prompt(self, text: str) -> Prompt: ...
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from world.chunk import PATCH
 from world.config import WorldConfig
-from world.nn.dit import CausalDiT
+from world.nn.dit import CausalDiT, patchify, unpatchify
 from world.nn.rope import rotations
 from world.sampler import clean, renoise
 from world.slab import Slab, gather, put
 
 
 class Denoiser:
-    """The DiT, the slab it works in, and what depends on the step alone: time embeddings and sigmas, computed once."""
+    """The DiT, the slab it works in, and what depends on the step alone: time embeddings and sigmas, computed once.
+
+    On several ranks each computes its share of every row's tokens, and all have all latents.
+    """
 
     def __init__(self, cfg: WorldConfig, dit: CausalDiT, slab: Slab):
         self.cfg, self.dit, self.slab = cfg, dit, slab
@@ -33,7 +37,7 @@ class Denoiser:
     def begin(self, slots: Tensor, control: Tensor, condition: Tensor, noise: Tensor) -> None:
         """Start a chunk in each slot: control [B, control * 64, f, h, w], condition [B, 20, f, h, w], noise
         [B, 16, f, h, w]. What depends on the camera alone is computed here, once a chunk."""
-        put(self.slab.camera, slots, self.dit.camera(control))
+        put(self.slab.camera, slots, self.dit.camera(self.slab.ranks.mine(patchify(control))))
         self.slab.y.index_copy_(0, slots, condition)
         self.slab.x.index_copy_(0, slots, noise)
 
@@ -45,18 +49,20 @@ class Denoiser:
         """
         slab, geometry = self.slab, self.cfg.geometry
         first_frame = chunks * geometry.chunk_frames
-        grid = geometry.chunk_frames, geometry.latent_height // 2, geometry.latent_width // 2
-        x = slab.x[slots]
-        flow = self.dit(
-            torch.cat([x, slab.y[slots]], dim=1),
+        size = geometry.chunk_frames, geometry.latent_height, geometry.latent_width
+        x, ranks = slab.x[slots], slab.ranks
+        cos, sin = rotations(first_frame, size[0], size[1] // PATCH, size[2] // PATCH, self.cfg.dit.head_dim)
+        tokens = self.dit(
+            ranks.mine(patchify(torch.cat([x, slab.y[slots]], dim=1))),
             self.e[steps],
             self.e0[steps],
             gather(slab.camera, slots),
             gather(slab.text, slots),
-            rotations(first_frame, *grid, self.cfg.dit.head_dim),
+            (ranks.mine(cos), ranks.mine(sin)),
             slab.view(slots, first_frame),
             num_outputs,
         )
+        flow = unpatchify(ranks.whole(tokens, geometry.chunk_tokens), *size)
         slots, steps = slots[:num_outputs], steps[:num_outputs]
         x0 = clean(x[:num_outputs], flow, self.sigma[steps])
         slab.x.index_copy_(0, slots, renoise(x0, fresh, self.next_sigma[steps]))

@@ -32,7 +32,8 @@ def weights_digests(modules: Mapping[str, nn.Module], report: Report) -> tuple[s
     served, rounded = hashlib.blake2b(digest_size=DIGEST_BYTES), hashlib.blake2b(digest_size=DIGEST_BYTES)
     for i, (module_name, module) in enumerate(modules.items()):
         report("reading the weights' identity", i / len(modules))
-        for name, tensor in sorted(module.state_dict().items()):
+        for name, kept in sorted(module.state_dict().items()):
+            tensor = kept.full_tensor() if hasattr(kept, "full_tensor") else kept  # where ranks share it, from all
             label, exact = f"{module_name}.{name}".encode(), digest(tensor)
             served.update(label + exact)
             rounded.update(label + (exact if tensor.dtype == torch.bfloat16 else digest(tensor.to(torch.bfloat16))))
@@ -45,15 +46,16 @@ def config_text(cfg: WorldConfig) -> str:
     return json.dumps({key: value for key, value in fields.items() if key not in NOT_IN_BITS}, sort_keys=True)
 
 
-def arithmetic(device: torch.device, dtype: str) -> dict[str, str]:
-    """What decides how sums are rounded."""
+def arithmetic(device: torch.device, dtype: str, num_ranks: int = 1) -> dict[str, str]:
+    """What decides how sums are rounded. Several ranks are named, as each works on other shapes than one alone."""
+    several = {"ranks": str(num_ranks)} if num_ranks > 1 else {}
     return {
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "device": _device_name(device),
         "dtype": dtype,
         "threads": str(torch.get_num_threads()),
-    }
+    } | several
 
 
 def _device_name(device: torch.device) -> str:

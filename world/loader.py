@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from world.checkpoint import VAE_FILE, dit_config, find_dit, read_config, vae_config
-from world.chunk import Report, World
+from world.chunk import Report, WeightLayout, World, WorldError
 from world.config import WorldConfig
+from world.leader import RankedWorld
 from world.meadow.built_in import load_meadow
 from world.meadow.start_scenes import START_SCENES, draw_scene
 from world.model import DiffusionWorld
 from world.nn.dit import CausalDiT, keeps_float32
 from world.nn.vae import VideoVAE
 from world.pattern import PatternWorld
+from world.ranks import ALONE, Ranks
+from world.sharding import lay_out
 from world.text import load_umt5
 from world.weights import load_into, load_pickle, load_tensors_into, read_shapes
 
@@ -36,21 +40,49 @@ def serving_threads(cores: int) -> int:
     return 1 << (cores.bit_length() - 1)
 
 
-def load_world(path: str | None, num_slots: int, report: Report) -> World:
-    """None: the built-in world. `pattern`: test pictures. Else the directory of a published checkpoint. WorldError says
-    in a sentence what is wrong with it."""
-    device = serving_device()
-    dtype = serving_dtype(device)
-    torch.set_num_threads(serving_threads(torch.get_num_threads()))
-    if path is None or path == "meadow":
-        return load_meadow(num_slots, device, dtype, report)
+def load_world(
+    path: str | None, num_slots: int, report: Report, num_ranks: int = 1, layout: WeightLayout = "replicated"
+) -> World:
+    """None: the built-in world. `pattern`: test pictures. Else the directory of a published checkpoint. Several ranks
+    are processes that compute it together on this machine's CPU. WorldError says in a sentence what is wrong."""
     if path == "pattern":
+        if num_ranks > 1:
+            raise WorldError("the pattern world has no weights that several ranks could compute with")
         return PatternWorld(num_slots=num_slots)
-    return load_published(Path(path), num_slots, device, dtype, report)
+    torch.set_num_threads(serving_threads(max(1, torch.get_num_threads() // num_ranks)))
+    load = partial(load_part, path, num_slots, layout)
+    return load(ALONE, report) if num_ranks == 1 else RankedWorld(load, num_ranks, report)
+
+
+def load_part(path: str | None, num_slots: int, layout: WeightLayout, ranks: Ranks, report: Report) -> DiffusionWorld:
+    """A rank's part of the built-in world or of a published one."""
+    device = serving_device() if ranks.size == 1 else torch.device("cpu")
+    dtype = serving_dtype(device)
+    if path is None or path == "meadow":
+        return load_meadow(num_slots, device, dtype, report, ranks=ranks, layout=layout)
+    return load_published(Path(path), num_slots, device, dtype, report, ranks, layout)
+
+
+def check_gpus(num_gpus: int) -> None:
+    """WorldError unless this server can use so many."""
+    there = torch.cuda.device_count()
+    if num_gpus > there:
+        raise WorldError(
+            f"--gpus {num_gpus}: torch finds {there or 'no'} GPU{'s' * (there != 1)} on this machine (--ranks "
+            f"{max(2, num_gpus)} spreads a world over processes on the CPU)"
+        )
+    if num_gpus > 1:
+        raise WorldError(f"--gpus {num_gpus}: a world on several GPUs has not been run yet, so only --gpus 1 is served")
 
 
 def load_published(
-    checkpoint: Path, num_slots: int, device: torch.device, dtype: torch.dtype, report: Report
+    checkpoint: Path,
+    num_slots: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    report: Report,
+    ranks: Ranks = ALONE,
+    layout: WeightLayout = "replicated",
 ) -> DiffusionWorld:
     layout = find_dit(checkpoint)
     stored = read_shapes(layout.dit)
@@ -69,9 +101,10 @@ def load_published(
         dit, vae = CausalDiT(cfg.dit), VideoVAE(cfg.vae)
     load_into(dit, stored, lambda key: torch.float32 if keeps_float32(key) else dtype, device, report)
     load_tensors_into(vae, vae_path, vae_tensors, lambda key: dtype, device, report, "loading the VAE")
-    text = load_umt5(checkpoint, cfg.dit.text_len, dtype, device, report)
+    text = load_umt5(checkpoint, cfg.dit.text_len, dtype, device, report) if ranks.index == 0 else None
     for module in (dit, vae):
         module.eval().requires_grad_(False)
     size = cfg.geometry.width, cfg.geometry.height
     scenes = [draw_scene(start, *size) for start in START_SCENES[:PUBLISHED_SCENES]]
-    return DiffusionWorld(cfg, dit, vae, text, scenes, num_slots)
+    lay_out(dit, layout, ranks)
+    return DiffusionWorld(cfg, dit, vae, text, scenes, num_slots, ranks=ranks)

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from world import camera
-from world.chunk import DrawStart, Geometry, Identity, Picture, Prompt, Report, Row, Scene, SlotState, Start
+from world.chunk import DrawStart, Geometry, Identity, Picture, Prompt, Report, Row, Scene, SlotState, Start, World
 from world.config import WorldConfig
 from world.denoiser import Denoiser
 from world.identity import arithmetic, config_text, digest, weights_digests
 from world.nn.dit import CausalDiT
 from world.nn.vae import VideoVAE
 from world.picture import to_i420, to_video
+from world.ranks import ALONE, Ranks
 from world.sampler import noise
 from world.scene import encode_image, first_frame_condition, moves_between, warp_condition
 from world.slab import Slab, store, unstore
@@ -43,22 +44,28 @@ class _Stream:
 
 
 class DiffusionWorld:
-    """`world.chunk.World` for a causal DiT and its VAE."""
+    """`world.chunk.World` for a causal DiT and its VAE; on one of several ranks, that rank's part of it.
+
+    Each rank opens, steps and closes the same slots, and yields the pictures that it decodes. Prompts are encoded on
+    rank 0 only: the others have no text encoder.
+    """
 
     def __init__(
         self,
         cfg: WorldConfig,
         dit: CausalDiT,
         vae: VideoVAE,
-        text: TextEncoder,
+        text: TextEncoder | None,
         scenes: Sequence[Scene],
         num_slots: int,
         draw_start: DrawStart | None = None,
+        ranks: Ranks = ALONE,
     ):
         self.draw_start = draw_start
         self.cfg, self.vae, self.text_encoder, self._scenes = cfg, vae, text, tuple(scenes)
         self.device = dit.head.modulation.device
-        self.slab = Slab(cfg, num_slots, self.device, dit.dtype, vae.dtype)
+        self.ranks = ranks
+        self.slab = Slab(cfg, num_slots, self.device, dit.dtype, vae.dtype, ranks)
         self.denoiser = Denoiser(cfg, dit, self.slab)
         self._num_slots = num_slots
         self._streams: dict[int, _Stream] = {}
@@ -99,32 +106,24 @@ class DiffusionWorld:
 
     def identify(self, report: Report) -> Identity:
         if self._weights is None:
-            modules = {"dit": self.denoiser.dit, "vae": self.vae, "text": self.text_encoder.network}
+            modules = {"dit": self.denoiser.dit, "vae": self.vae}
+            if self.text_encoder is not None:
+                modules["text"] = self.text_encoder.network
             self._weights = weights_digests(modules, report)
-        return Identity(*self._weights, config_text(self.cfg), arithmetic(self.device, self.dtype))
+        return Identity(*self._weights, config_text(self.cfg), arithmetic(self.device, self.dtype, self.ranks.size))
 
     def prewarm(self, report: Report) -> None:
-        """Every number of rows, in a first and in a later chunk: begin, decode and commit."""
-        scene, f = self._scenes[0], self.geometry.chunk_frames
-        text, image = self.encode_prompt(scene.prompt), self.prepare_image(scene.image)
-        start = Start(0, text, image, scene.intrinsics, scene.scale)
-        poses, keys = np.tile(np.eye(4, dtype=np.float32), (f + 1, 1, 1)), np.zeros((f, 4), np.float32)
-        sizes = range(1, min(self.num_slots, self.max_rows) + 1)
-        for slot in sizes:
-            self.open(slot, start)
-        for size in sizes:
-            report("warming up", (size - 1) / len(sizes))
-            for chunk_index in (0, 1):
-                for step in (0, self.num_steps - 1, self.num_steps):
-                    self.step([Row(slot, chunk_index, step, poses, keys) for slot in range(1, size + 1)])
-        for slot in sizes:
-            self.close(slot)
+        warm_up(self, report)
+
+    def check(self) -> None:
+        """All of it is in this process."""
 
     @torch.inference_mode()
     def encode_prompt(self, text: str) -> Prompt:
         return self._prompts.fetch(text, self._encode)
 
     def _encode(self, text: str) -> Prompt:
+        assert self.text_encoder is not None, "prompts are encoded on rank 0"
         with self._text_lock:
             return Prompt(text, self.text_encoder.encode(text).to(self.device))
 
@@ -159,6 +158,17 @@ class DiffusionWorld:
 
     @torch.inference_mode()
     def restore(self, slot: int, state: SlotState) -> None:
+        stream, rows = self._read(slot, state)
+        self.slab.restore(slot, rows)
+        self._streams[slot] = stream
+
+    @torch.inference_mode()
+    def fits(self, slot: int, state: SlotState) -> None:
+        """ValueError where `restore` would raise it; nothing changes."""
+        self.slab.check(slot, self._read(slot, state)[1])
+
+    def _read(self, slot: int, state: SlotState) -> tuple[_Stream, dict[str, Tensor]]:
+        """A state's stream and its rows of the slab."""
         self._check_slot(slot)
         tensors, facts = {name: unstore(stored) for name, stored in state.tensors.items()}, state.facts
         try:
@@ -166,8 +176,8 @@ class DiffusionWorld:
             seed, scale, views = int(facts["seed"]), float(facts["scale"]), Views.of(self.cfg.views, facts["views"])
         except (KeyError, TypeError) as fault:
             raise ValueError(f"the state of a slot cannot be read: {fault}") from None
-        self.slab.restore(slot, {name.removeprefix(SLAB): row for name, row in tensors.items()})
-        self._streams[slot] = _Stream(seed, image.to(self.device), intrinsics, scale, views)
+        rows = {name.removeprefix(SLAB): row for name, row in tensors.items()}
+        return _Stream(seed, image.to(self.device), intrinsics, scale, views), rows
 
     def _check_slot(self, slot: int) -> None:
         if not 1 <= slot <= self.num_slots:
@@ -187,7 +197,7 @@ class DiffusionWorld:
         done = [row for row in denoising if row.step_index == self.num_steps - 1]
         if self.cfg.conditioning == "warp":
             self._remember(done)
-        return self._decode(done)
+        return self._decode([row for row in done if self.ranks.decodes(row.slot)])
 
     def _columns(self, rows: Sequence[Row]) -> Tensor:
         """int64 [3, B]: slots, chunk indices, step indices."""
@@ -280,9 +290,27 @@ class DiffusionWorld:
 
     def _decode_frame(self, slots: Sequence[int], index: int, first: bool) -> NDArray[np.uint8]:
         """Latent frame `index` of these slots' chunks -> I420 [B, 1 or 4, H * 3 // 2, W]; their caches move on."""
-        at = torch.tensor(slots, device=self.device)
-        z = self.slab.x[at, :, index : index + 1]
+        at = torch.tensor([self.ranks.decoder_row(slot) for slot in slots], device=self.device)
+        z = self.slab.x[torch.tensor(slots, device=self.device), :, index : index + 1]
         video, caches = self.vae.decode(z, [cache[at] for cache in self.slab.decoder], first)
         for kept, new in zip(self.slab.decoder, caches, strict=True):
             kept.index_copy_(0, at, new.to(kept.dtype))
         return to_i420(video).cpu().numpy()
+
+
+def warm_up(world: World, report: Report) -> None:
+    """Every number of rows, in a first and in a later chunk: begin, decode and commit."""
+    scene, f = world.scenes[0], world.geometry.chunk_frames
+    text, image = world.encode_prompt(scene.prompt), world.prepare_image(scene.image)
+    start = Start(0, text, image, scene.intrinsics, scene.scale)
+    poses, keys = np.tile(np.eye(4, dtype=np.float32), (f + 1, 1, 1)), np.zeros((f, 4), np.float32)
+    sizes = range(1, min(world.num_slots, world.max_rows) + 1)
+    for slot in sizes:
+        world.open(slot, start)
+    for size in sizes:
+        report("warming up", (size - 1) / len(sizes))
+        for chunk_index in (0, 1):
+            for step in (0, world.num_steps - 1, world.num_steps):
+                world.step([Row(slot, chunk_index, step, poses, keys) for slot in range(1, size + 1)])
+    for slot in sizes:
+        world.close(slot)

@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from world.config import WorldConfig
 from world.denoiser import Denoiser
 from world.nn.dit import CausalDiT, DiTConfig
 from world.nn.vae import VAEConfig, VideoVAE
+from world.ranks import ALONE, Ranks
 from world.sampler import at_timesteps
 from world.slab import Slab
 from world.text import umt5_case
@@ -90,10 +92,11 @@ class Stream:
         return torch.zeros_like(self.chunk(r.noise)[0])
 
 
-def run_case(directory: Path) -> dict[str, Tensor]:
-    """What a case folder's reference holds, computed from its inputs."""
+def run_case(directory: Path, ranks: Ranks = ALONE) -> dict[str, Tensor]:
+    """What a case folder's reference holds, computed from its inputs; a DiT's on several ranks, each of which calls
+    this and gets all of it."""
     runners: dict[str, Callable[[Path], dict[str, Tensor]]] = {
-        DIT_FILE: dit_case,
+        DIT_FILE: partial(dit_case, ranks=ranks),
         VAE_FILE: vae_case,
         UMT5_FILE: umt5_case,
     }
@@ -136,7 +139,7 @@ def vae_case(directory: Path) -> dict[str, Tensor]:
     return out
 
 
-def dit_case(directory: Path) -> dict[str, Tensor]:
+def dit_case(directory: Path, ranks: Ranks) -> dict[str, Tensor]:
     path = directory / DIT_FILE
     weights, config = load_file(path), read_config(directory)
     stored = {key: Stored(path, tuple(t.shape)) for key, t in weights.items()}
@@ -150,7 +153,7 @@ def dit_case(directory: Path) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
     for kind in dict.fromkeys(r.kind for r in rollouts):
         together = [r for r in rollouts if r.kind == kind]
-        for rollout, computed in zip(together, play(dit, together, config), strict=True):
+        for rollout, computed in zip(together, play(dit, together, config, ranks), strict=True):
             out |= {f"{rollout.stem}.{name}": t for name, t in computed.items()}
             if len(rollouts) == 1:
                 out |= {name: t.clone() for name, t in computed.items()}
@@ -190,7 +193,7 @@ def read_rollout(path: Path, cfg: DiTConfig) -> Rollout:
     )
 
 
-def play(dit: CausalDiT, rollouts: Sequence[Rollout], config: dict[str, Any]) -> list[dict[str, Tensor]]:
+def play(dit: CausalDiT, rollouts: Sequence[Rollout], config: dict[str, Any], ranks: Ranks) -> list[dict[str, Tensor]]:
     """Rollouts of one kind as the players of one slab. They join a forward apart and one slot beside them is NaN, so
     that rows of a forward are at different chunks and steps, and reading a stranger's state shows."""
     first = rollouts[0]
@@ -209,7 +212,7 @@ def play(dit: CausalDiT, rollouts: Sequence[Rollout], config: dict[str, Any]) ->
     )
     seats = [(r, b) for r in rollouts for b in range(r.noise.shape[0])]
     streams = [Stream(r, b, slot=i + 2, starts_at=i) for i, (r, b) in enumerate(seats)]
-    slab = Slab(cfg, len(streams) + 2, CPU, torch.float32, torch.float32)
+    slab = Slab(cfg, len(streams) + 2, CPU, torch.float32, torch.float32, ranks)
     for stranger in (1, len(streams) + 2):
         slab.poison(stranger)
     denoiser = Denoiser(cfg, dit, slab)

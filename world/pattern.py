@@ -120,6 +120,9 @@ class PatternWorld:
     def identify(self, report: Report) -> Identity:
         return Identity("none", "none", f"{self.geometry}, {self.num_steps} steps", {})
 
+    def check(self) -> None:
+        """Nothing of it can be gone."""
+
     def prewarm(self, report: Report) -> None:
         report("warming up", 1.0)
 

@@ -15,9 +15,12 @@ from torch import Tensor
 from world.chunk import Stored
 from world.config import WorldConfig
 from world.nn.attention import Ring, ring_door
-from world.nn.dit import Pair
+from world.nn.dit import Memory, Pair
 from world.nn.vae import VideoVAE
+from world.ranks import ALONE, Ranks
+from world.ulysses import Ulysses
 
+APART = ("k.", "v.", "camera.")  # names of what each of several ranks has another part of
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # as safetensors names them
 
 
@@ -49,39 +52,50 @@ class RingView:
         self.valid_tokens = (held * tokens).int()  # [B], a prefix: the ring fills in order
         self.slab, self.slots = slab, slots
 
-    def write(self, layer_index: int, k: Tensor, v: Tensor) -> None:
+    def attend(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.slab.k[layer_index].flatten(0, 1).index_copy_(0, self.at, k.flatten(0, 1))
         self.slab.v[layer_index].flatten(0, 1).index_copy_(0, self.at, v.flatten(0, 1))
-
-    def read(self, layer_index: int, q: Tensor) -> Tensor:
         rows, slab = q.shape[0], self.slab
+        if rows == 0:
+            return q
         return slab.ring_attention(
             q, slab.k[layer_index], slab.v[layer_index], self.slots[:rows], self.valid_tokens[:rows]
         )
 
 
 class Slab:
+    """On several ranks each has its heads of the rings, its tokens of what a chunk's camera makes, the decoder caches
+    of the slots that it decodes, and all of the rest."""
+
     def __init__(
-        self, cfg: WorldConfig, num_slots: int, device: torch.device, dit_dtype: torch.dtype, vae_dtype: torch.dtype
+        self,
+        cfg: WorldConfig,
+        num_slots: int,
+        device: torch.device,
+        dit_dtype: torch.dtype,
+        vae_dtype: torch.dtype,
+        ranks: Ranks = ALONE,
     ):
         geometry, dit = cfg.geometry, cfg.dit
         rows, heads = num_slots + 1, (dit.num_heads, dit.head_dim)
         size = (geometry.chunk_frames, geometry.latent_height, geometry.latent_width)
 
-        def zeros(*shape: int, dtype: torch.dtype = dit_dtype) -> Tensor:
+        def zeros(*shape: int, dtype: torch.dtype = dit_dtype, rows: int = rows) -> Tensor:
             return torch.zeros(rows, *shape, dtype=dtype, device=device)
 
-        self.cfg = cfg
-        self.k = [zeros(cfg.window_tokens, *heads) for _ in range(dit.num_layers)]
-        self.v = [zeros(cfg.window_tokens, *heads) for _ in range(dit.num_layers)]
+        self.cfg, self.ranks = cfg, ranks
+        ring = cfg.window_tokens, ranks.heads(dit.num_heads), dit.head_dim
+        self.k = [zeros(*ring) for _ in range(dit.num_layers)]
+        self.v = [zeros(*ring) for _ in range(dit.num_layers)]
         self.text: list[Pair] = [(zeros(dit.text_len, *heads), zeros(dit.text_len, *heads)) for _ in self.k]
-        chunk = geometry.chunk_tokens, dit.dim
+        chunk = ranks.share(geometry.chunk_tokens), dit.dim
         self.camera: list[Pair] = [(zeros(*chunk), zeros(*chunk)) for _ in self.k]
         self.x = zeros(geometry.latent_channels, *size, dtype=torch.float32)  # the chunk's latents, noisy then clean
         self.y = zeros(dit.in_channels - geometry.latent_channels, *size, dtype=torch.float32)
         views = cfg.views.capacity if cfg.conditioning == "warp" else 0
         self.views = zeros(views, geometry.latent_channels, *size[1:], dtype=torch.float32)
-        self.decoder = [zeros(*shape[1:], dtype=vae_dtype) for shape in decoder_cache_shapes(cfg)]
+        decoded = ranks.share(num_slots) + 1
+        self.decoder = [zeros(*shape[1:], dtype=vae_dtype, rows=decoded) for shape in decoder_cache_shapes(cfg)]
         self.ring_attention: Ring = ring_door(device, dit_dtype)
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -94,35 +108,56 @@ class Slab:
     def tensors(self) -> Iterator[Tensor]:
         yield from (t for _, t in self.named_tensors())
 
+    def rows(self, slot: int) -> Iterator[tuple[str, Tensor]]:
+        """All that is kept here of a slot."""
+        for name, t in self.named_tensors():
+            if not name.startswith("decoder."):
+                yield name, t[slot]
+            elif self.ranks.decodes(slot):
+                yield name, t[self.ranks.decoder_row(slot)]
+
     def slot_bytes(self) -> int:
         """Memory one player takes."""
         return sum(t[0].numel() * t.element_size() for t in self.tensors())
 
     def clean(self, slot: int) -> None:
-        for t in self.tensors():
-            t[slot].zero_()
+        for _, row in self.rows(slot):
+            row.zero_()
 
     def poison(self, slot: int) -> None:
         """NaN everywhere, so that reading a stranger's state shows."""
-        for t in self.tensors():
-            t[slot].fill_(float("nan"))
+        for _, row in self.rows(slot):
+            row.fill_(float("nan"))
 
     def export(self, slot: int) -> dict[str, Stored]:
-        return {name: store(t[slot]) for name, t in self.named_tensors()}
+        """What is kept here of a slot. Where each of several ranks has another part, the names tell whose it is."""
+        return {label(name, self.ranks.index): store(row) for name, row in self.rows(slot)}
+
+    def check(self, slot: int, rows: Mapping[str, Tensor]) -> None:
+        """ValueError if these are not the rows of a slot, of all ranks of a slab like this one."""
+        kept = {label(name, self.ranks.index): row for name, row in self.rows(slot)}
+        known = {label(name, rank) for name, _ in self.named_tensors() for rank in range(self.ranks.size)}
+        if rows.keys() != known:
+            raise ValueError(f"a slot of this world has no {sorted(rows.keys() ^ known)[0]}, or lacks it")
+        for name in kept:
+            row = rows[name]
+            if row.shape != kept[name].shape or row.dtype != kept[name].dtype:
+                raise ValueError(f"{name} is {row.dtype}{list(row.shape)}, not that of a slot of this world")
 
     def restore(self, slot: int, rows: Mapping[str, Tensor]) -> None:
         """ValueError, and nothing changes, if these are not the rows of a slab like this one."""
-        kept = dict(self.named_tensors())
-        if rows.keys() != kept.keys():
-            raise ValueError(f"a slot of this world has no {sorted(rows.keys() ^ kept.keys())[0]}, or lacks it")
-        for name, row in rows.items():
-            if row.shape != kept[name].shape[1:] or row.dtype != kept[name].dtype:
-                raise ValueError(f"{name} is {row.dtype}{list(row.shape)}, not that of a slot of this world")
-        for name, row in rows.items():
-            kept[name][slot].copy_(row)
+        self.check(slot, rows)
+        for name, row in self.rows(slot):
+            row.copy_(rows[label(name, self.ranks.index)])
 
-    def view(self, slots: Tensor, first_frame: Tensor) -> RingView:
-        return RingView(self, slots, first_frame)
+    def view(self, slots: Tensor, first_frame: Tensor) -> Memory:
+        rings = RingView(self, slots, first_frame)
+        return rings if self.ranks.size == 1 else Ulysses(self.ranks, self.cfg.geometry.chunk_tokens, rings)
+
+
+def label(name: str, rank: int) -> str:
+    """In a state of a slot, of what a rank has of a tensor."""
+    return f"{name}@{rank}" if rank > 0 and name.startswith(APART) else name
 
 
 def store(t: Tensor) -> Stored:

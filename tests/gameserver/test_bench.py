@@ -49,7 +49,7 @@ def test_more_players_than_rows_take_turns() -> None:
 def test_the_command_prints_one_line_of_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench, "world_loader", lambda path, slots: lambda report: PatternWorld(num_slots=slots))
+    monkeypatch.setattr(bench, "world_loader", lambda path, slots, spread: lambda report: PatternWorld(num_slots=slots))
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
     assert bench.run(parser.parse_args(["--players", "1,2", "--chunks", "2", "--warmup", "1", "--json"])) == 0

@@ -59,7 +59,7 @@ def test_a_port_in_use_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_world_that_cannot_be_loaded_is_a_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def loader(path: str | None, num_slots: int) -> LoadWorld:
+    def loader(path: str | None, num_slots: int, spread: serve.Spread) -> LoadWorld:
         def load(report: Report) -> World:
             raise WorldError(f"{path} has no weights")
 
@@ -102,6 +102,9 @@ def test_records_where_it_is_told_or_where_the_user_keeps_things(
         "replay",
         "replay x --to -1",
         "serve --record-gb 0",
+        "serve --ranks 0",
+        "serve --ranks 2 --gpus 2",
+        "bench --ranks 2 --weights some",
         "clip --seconds 1",
     ],
 )

@@ -20,7 +20,7 @@ import torch
 from gameserver import cli
 from gameserver import replay as command
 from gameserver.engine import LoadWorld
-from gameserver.serve import world_loader
+from gameserver.serve import Spread, world_loader
 from sessions.recording import Recording, encode, read
 from sessions.records import Chunk, Record
 from sessions.verify import Finding, verify
@@ -46,7 +46,7 @@ def quiet(stage: str, share: float) -> None:
 def small_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pattern world's recording is of a smaller one than is served."""
 
-    def load(name: str, num_slots: int) -> LoadWorld:
+    def load(name: str, num_slots: int, spread: Spread) -> LoadWorld:
         if name == "pattern":
             return lambda report: PatternWorld(SMALL, num_slots, SMALL_STEPS)
         return world_loader(name, num_slots)
@@ -92,7 +92,8 @@ def test_elsewhere_the_tolerance_check_runs_and_says_so(
     path.write_bytes(b"".join(encode(each) for each in [elsewhere, *rest]))
     assert cli.main(["replay", "--verify", str(path)]) == 0, "equal bits are equal, whoever made them"
     capsys.readouterr()
-    monkeypatch.setattr(command, "world_loader", lambda path, slots: lambda report: Rounding(SMALL, slots, SMALL_STEPS))
+    rounding = lambda path, slots, spread: lambda report: Rounding(SMALL, slots, SMALL_STEPS)  # noqa: E731
+    monkeypatch.setattr(command, "world_loader", rounding)
     assert cli.main(["replay", "--verify", str(path)]) == 3
     told = capsys.readouterr().out
     assert "cannot be said: it was recorded on another arithmetic" in told and "by at most 0.01" in told

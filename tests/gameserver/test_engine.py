@@ -110,6 +110,18 @@ def test_a_fault_in_a_step_ends_everybody_and_says_so(caplog: pytest.LogCaptureF
     assert [record.getMessage() for record in caplog.records] == ["the engine failed"]
 
 
+def test_a_world_that_is_gone_is_missed_between_ticks(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody plays, so no step would find out."""
+
+    class Gone(PatternWorld):
+        def check(self) -> None:
+            raise WorldError("rank 1 of 2 is gone")
+
+    with running_engine(Gone()) as (engine, desk):
+        assert desk.next(Ended) == Ended()
+        assert engine.phase is Phase.FAILED and engine.failure == "rank 1 of 2 is gone" and not caplog.records
+
+
 def test_a_world_that_cannot_be_loaded_is_one_sentence(caplog: pytest.LogCaptureFixture) -> None:
     def load(report: Report) -> World:
         raise WorldError("model.safetensors lacks the key head.head.weight")

@@ -69,7 +69,7 @@ def test_a_disk_that_takes_nothing_gives_no_figure(tmp_path: Path, monkeypatch: 
 def test_the_command_says_it_for_each_number_of_players(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench, "world_loader", lambda path, slots: lambda report: PatternWorld(num_slots=slots))
+    monkeypatch.setattr(bench, "world_loader", lambda path, slots, spread: lambda report: PatternWorld(num_slots=slots))
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
     options = ["--recording", "--players", "1,2", "--chunks", "2", "--warmup", "1"]

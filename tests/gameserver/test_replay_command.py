@@ -78,7 +78,7 @@ def replay(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     """Runs the command in a fresh world: (exit status, what it printed)."""
 
     def run(*arguments: object, make: Callable[[int], World] = tiny) -> tuple[int, str]:
-        monkeypatch.setattr(command, "world_loader", lambda path, num_slots: lambda report: make(num_slots))
+        monkeypatch.setattr(command, "world_loader", lambda path, num_slots, spread: lambda report: make(num_slots))
         code = cli.main(["replay", "--world", "tiny", *map(str, arguments)])
         return code, capsys.readouterr().out
 
@@ -129,7 +129,7 @@ def test_they_are_equal_in_another_process(recorded: list[Path]) -> None:
     program = (
         "import sys; sys.path[:0] = ['.', 'tests/gameserver']\n"
         "import test_replay_command as t; from gameserver import cli, replay\n"
-        "replay.world_loader = lambda path, num_slots: lambda report: t.tiny(num_slots)\n"
+        "replay.world_loader = lambda path, num_slots, spread: lambda report: t.tiny(num_slots)\n"
         "sys.exit(cli.main(['replay', '--world', 'tiny', '--verify', '--together', *sys.argv[1:]]))"
     )
     root = Path(__file__).parents[2]

@@ -26,10 +26,8 @@ class Kept:
         self.v: dict[int, Tensor] = {}
         self.reads: list[tuple[int, int]] = []
 
-    def write(self, layer_index: int, k: Tensor, v: Tensor) -> None:
+    def attend(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.k[layer_index], self.v[layer_index] = k, v
-
-    def read(self, layer_index: int, q: Tensor) -> Tensor:
         self.reads.append((layer_index, q.shape[0]))
         k, v = self.k[layer_index][: len(q)], self.v[layer_index][: len(q)]
         return F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)
@@ -56,7 +54,8 @@ def forward(dit: CausalDiT, x: Tensor, control: Tensor, text: Tensor, num_output
     rows = len(x)
     e, e0 = dit.time(torch.tensor([999.0, 500.0, 0.0])[:rows])
     memory, turn = Kept(), rotations(2 * torch.arange(rows), 2, 2, 3, CFG.head_dim)
-    return dit(x, e, e0, dit.camera(control), dit.text(text), turn, memory, num_outputs), memory
+    flow = dit(patchify(x), e, e0, dit.camera(patchify(control)), dit.text(text), turn, memory, num_outputs)
+    return unpatchify(flow, *SIZE), memory
 
 
 @pytest.mark.parametrize("outputs", [0, 1, 2])
@@ -82,7 +81,7 @@ def test_a_silent_camera_changes_nothing(dit):
         for layer in (block.cam_scale_layer, block.cam_shift_layer):
             layer.weight.zero_()
             layer.bias.zero_()
-    for scale, shift in silent.camera(control):
+    for scale, shift in silent.camera(patchify(control)):
         assert not scale.any() and not shift.any()
     assert torch.equal(forward(silent, x, control, text, 2)[0], forward(silent, x, -control, text, 2)[0])
 

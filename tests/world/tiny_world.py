@@ -14,14 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tests.tiny_checkpoints import random_like
-from world.chunk import Geometry, Picture, Row, Start
+from world.chunk import Geometry, Picture, Row, Start, WeightLayout
 from world.config import WorldConfig
 from world.model import DiffusionWorld
 from world.motion import step_pose
 from world.nn.dit import CausalDiT, DiTConfig, keeps_float32
 from world.nn.text import ByteTextConfig, ByteTextEncoder
 from world.nn.vae import VAEConfig, VideoVAE
+from world.ranks import ALONE, Ranks
 from world.sampler import Schedule, from_sigmas
+from world.sharding import lay_out
 from world.text import ByteText
 from world.views import ViewRules
 
@@ -35,6 +37,7 @@ def tiny_config(
     window_frames: int = 4,
     sink_frames: int = 1,
     control_channels: int = 6,
+    num_heads: int = 2,
     width: int = 48,
     height: int = 32,
     schedule: Schedule | None = None,
@@ -44,7 +47,7 @@ def tiny_config(
         geometry=Geometry(width=width, height=height, fps=16, chunk_frames=chunk_frames),
         dit=DiTConfig(
             32,
-            2,
+            num_heads,
             2,
             64,
             text_len=31,
@@ -63,7 +66,12 @@ def tiny_config(
 
 
 def random_world(
-    cfg: WorldConfig, dtype: torch.dtype = torch.float32, num_slots: int = 4, seed: int = 0
+    cfg: WorldConfig,
+    dtype: torch.dtype = torch.float32,
+    num_slots: int = 4,
+    seed: int = 0,
+    ranks: Ranks = ALONE,
+    layout: WeightLayout = "replicated",
 ) -> DiffusionWorld:
     """A world of this configuration, in the dtypes it would be served in, that differs by seed alone."""
     generator = torch.Generator().manual_seed(seed)
@@ -74,7 +82,8 @@ def random_world(
         module.eval().requires_grad_(False)
     for key, parameter in dit.named_parameters():
         parameter.data = parameter.data.to(torch.float32 if keeps_float32(key) else dtype)
-    return DiffusionWorld(cfg, dit, vae.to(dtype), ByteText(encoder), (), num_slots)
+    lay_out(dit, layout, ranks)
+    return DiffusionWorld(cfg, dit, vae.to(dtype), ByteText(encoder), (), num_slots, ranks=ranks)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,15 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from world.chunk import Report, WorldError
+from world.chunk import Report, WeightLayout, WorldError
 from world.meadow.config import TEXT, meadow_config
 from world.meadow.start_scenes import START_SCENES, draw_place, draw_scene
 from world.model import DiffusionWorld
 from world.nn.dit import CausalDiT, keeps_float32
 from world.nn.text import ByteTextEncoder
 from world.nn.vae import VideoVAE
+from world.ranks import ALONE, Ranks
+from world.sharding import lay_out
 from world.text import ByteText
 from world.weights import load_tensors_into
 
@@ -23,7 +25,13 @@ WEIGHTS = Path(__file__).parent / "world.safetensors"
 
 
 def load_meadow(
-    num_slots: int, device: torch.device, dtype: torch.dtype, report: Report, weights: Path = WEIGHTS
+    num_slots: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    report: Report,
+    weights: Path = WEIGHTS,
+    ranks: Ranks = ALONE,
+    layout: WeightLayout = "replicated",
 ) -> DiffusionWorld:
     try:
         with safe_open(weights, "pt") as file:
@@ -46,8 +54,10 @@ def load_meadow(
         module.eval().requires_grad_(False)
     size = {"width": cfg.geometry.width, "height": cfg.geometry.height}
     scenes = []
-    for i, start in enumerate(START_SCENES):
+    for i, start in enumerate(START_SCENES if ranks.index == 0 else ()):
         report("drawing start pictures", i / len(START_SCENES))
         scenes.append(draw_scene(start, **size))
-    text, draw = ByteText(modules["text"]), partial(draw_place, **size)
-    return DiffusionWorld(cfg, modules["dit"], modules["vae"], text, scenes, num_slots, draw)
+    lay_out(modules["dit"], layout, ranks)
+    text = ByteText(modules["text"]) if ranks.index == 0 else None
+    draw = partial(draw_place, **size)
+    return DiffusionWorld(cfg, modules["dit"], modules["vae"], text, scenes, num_slots, draw, ranks)

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from world import camera
-from world.chunk import SPATIAL_STRIDE
+from world.chunk import PATCH, SPATIAL_STRIDE
 from world.config import WorldConfig
 from world.meadow.teacher import default_intrinsics
-from world.nn.dit import CausalDiT, Pair
+from world.nn.dit import CausalDiT, Pair, patchify, unpatchify
 from world.nn.rope import rotations
 from world.nn.text import ByteTextEncoder
 from world.scene import moves_between, warp_condition
@@ -56,8 +56,6 @@ class Windows:
         )  # [m, window]
         self.mask = seen.repeat_interleave(tokens, 1).repeat(2 * clips, 1)[:, None, None]  # [2 C m, 1, 1, S]
         self.shape, self.recent, self.sink = (2, clips, frames), recent, sink
-        self.k: Tensor | None = None
-        self.v: Tensor | None = None
 
     def _window(self, x: Tensor) -> Tensor:
         """[2 C m, L, N, d] -> what every row sees [2 C m, window * L, N, d]."""
@@ -69,12 +67,8 @@ class Windows:
         shared = torch.cat([sink, past], dim=2).expand(2, -1, -1, -1, -1, -1, -1)  # [2, C, m, window - 1, L, N, d]
         return torch.cat([shared, x[:, :, :, None]], dim=3).flatten(3, 4).flatten(0, 2)
 
-    def write(self, layer_index: int, k: Tensor, v: Tensor) -> None:
-        self.k, self.v = self._window(k), self._window(v)
-
-    def read(self, layer_index: int, q: Tensor) -> Tensor:
-        assert self.k is not None and self.v is not None
-        k, v = self.k.transpose(1, 2), self.v.transpose(1, 2)
+    def attend(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        k, v = self._window(k).transpose(1, 2), self._window(v).transpose(1, 2)
         return F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=self.mask).transpose(1, 2)
 
 
@@ -125,13 +119,15 @@ def predict(
     e, e0 = dit.time(torch.cat([torch.zeros_like(sigma), 1000 * sigma]).flatten())
     index = torch.arange(frames, device=device)
     first = torch.where(index < cfg.sink_frames, index, index + start_frame[:, None]).flatten().repeat(2)
-    grid = 1, geometry.latent_height // 2, geometry.latent_width // 2
-    cameras = [twice(pair) for pair in dit.camera(control(batch.poses, geometry.height, geometry.width, device))]
+    size = 1, geometry.latent_height, geometry.latent_width
+    grid = 1, geometry.latent_height // PATCH, geometry.latent_width // PATCH
+    channels = control(batch.poses, geometry.height, geometry.width, device)
+    cameras = [twice(pair) for pair in dit.camera(patchify(channels))]
     changed = (index >= batch.change.to(device)[:, None])[None, ..., None, None, None]  # [1, C, m, 1, 1, 1]
     texts = [(holding(k, changed), holding(v, changed)) for k, v in dit.text(text(batch.prompt_ids))]
     turn = rotations(first, *grid, cfg.dit.head_dim)
-    flow = dit(x, e, e0, cameras, texts, turn, Windows(cfg, clips, frames, device), x.shape[0])
-    return flow[clips * frames :, :, 0].unflatten(0, (clips, frames)).float()
+    flow = dit(patchify(x), e, e0, cameras, texts, turn, Windows(cfg, clips, frames, device), x.shape[0])
+    return unpatchify(flow[clips * frames :], *size)[:, :, 0].unflatten(0, (clips, frames)).float()
 
 
 @torch.no_grad()

@@ -52,11 +52,9 @@ class DiTConfig:
 
 
 class Memory(Protocol):
-    def write(self, layer_index: int, k: Tensor, v: Tensor) -> None:
-        """Keep k and v [B, L, N, d] of these rows."""
-
-    def read(self, layer_index: int, q: Tensor) -> Tensor:
-        """Attend with q [outputs, L, N, d], the first rows', to what each may see."""
+    def attend(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Keep k and v [B, L, N, d] of these rows, then attend with q [outputs, L, N, d], the first rows', to what each
+        may see: [outputs, L, N, d]. There may be no outputs."""
 
 
 def patchify(x: Tensor) -> Tensor:
@@ -68,8 +66,9 @@ def patchify(x: Tensor) -> Tensor:
 
 def unpatchify(tokens: Tensor, f: int, h: int, w: int) -> Tensor:
     """[B, L, 4 c] with the channel innermost -> [B, c, f, h, w]."""
-    x = tokens.view(tokens.shape[0], f, h // PATCH, w // PATCH, PATCH, PATCH, -1)
-    return x.permute(0, 6, 1, 2, 4, 3, 5).reshape(tokens.shape[0], -1, f, h, w)
+    b, c = tokens.shape[0], tokens.shape[-1] // PATCH**2
+    x = tokens.view(b, f, h // PATCH, w // PATCH, PATCH, PATCH, c)
+    return x.permute(0, 6, 1, 2, 4, 3, 5).reshape(b, c, f, h, w)
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -129,6 +128,10 @@ class Block(nn.Module):
         g = linear(self.cam_injector_layer2, F.silu(linear(self.cam_injector_layer1, c))) + c
         return linear(self.cam_scale_layer, g), linear(self.cam_shift_layer, g)
 
+    def text(self, context: Tensor) -> Pair:
+        """K and V [B, text_len, N, d] of a prompt for this block's cross-attention."""
+        return self.cross_attn.keys(context), self.cross_attn.values(context)
+
     def norm(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], eps=self.eps) * (1 + scale) + shift
 
@@ -138,13 +141,13 @@ class Block(nn.Module):
         """x float32 [B, L, C], e0 float32 [B, 6, C]. Only the first `outputs` rows go on past the memory."""
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.modulation + e0).unsqueeze(2).unbind(1)  # [B, 1, C]
         u = self.norm(x, shift_a, scale_a)
-        memory.write(index, rotate(self.self_attn.keys(u), *turn), self.self_attn.values(u))
-        if outputs == 0:
-            return x[:0]
+        k, v = rotate(self.self_attn.keys(u), *turn), self.self_attn.values(u)
         if outputs < x.shape[0]:
             x, u, gate_a, shift_f, scale_f, gate_f = (t[:outputs] for t in (x, u, gate_a, shift_f, scale_f, gate_f))
             camera, text, turn = ((a[:outputs], b[:outputs]) for a, b in (camera, text, turn))
-        seen = memory.read(index, rotate(self.self_attn.queries(u), *turn))
+        seen = memory.attend(index, rotate(self.self_attn.queries(u), *turn) if outputs else k[:0], k, v)
+        if outputs == 0:
+            return x
         x = x + gate_a * self.self_attn.out(seen)
         scale, shift = camera
         x = (1 + scale) * x + shift
@@ -198,11 +201,11 @@ class CausalDiT(nn.Module):
         """
         rows = F.pad(rows, (0, 0, 0, self.cfg.text_len - rows.shape[1]))
         context = mlp(self.text_embedding, rows)
-        return [(block.cross_attn.keys(context), block.cross_attn.values(context)) for block in self.blocks]
+        return [block.text(context) for block in self.blocks]
 
     def camera(self, control: Tensor) -> list[Pair]:
-        """Control channels [B, control * 64, f, h, w] -> scale and shift [B, L, C] of every block."""
-        c0 = linear(self.patch_embedding_wancamctrl, patchify(control))
+        """Tokens of control channels [B, L, control * 64 * 4] -> scale and shift [B, L, C] of every block."""
+        c0 = linear(self.patch_embedding_wancamctrl, control)
         c = c0 + linear(self.c2ws_hidden_states_layer2, F.silu(linear(self.c2ws_hidden_states_layer1, c0)))
         return [block.camera(c) for block in self.blocks]
 
@@ -217,19 +220,18 @@ class CausalDiT(nn.Module):
         memory: Memory,
         num_outputs: int,
     ) -> Tensor:
-        """x float32 [B, 36, f, h, w] (noisy, mask, condition), e [B, C], e0 [B, 6, C] -> flow [outputs, 16, f, h, w].
+        """Tokens x float32 [B, L, 36 * 4] (noisy, mask, condition), e [B, C], e0 [B, 6, C] -> flow [outputs, L, 64].
 
-        The first `num_outputs` rows denoise; the rows after them are commits, which only leave K and V behind.
+        The first `num_outputs` rows denoise; the rows after them are commits, which only leave K and V behind. Which
+        tokens these are, all of a chunk's or some, only `turn`, `camera` and `memory` know.
         """
         weight = self.patch_embedding.weight.flatten(1)
-        tokens = F.linear(patchify(x).to(weight.dtype), weight, self.patch_embedding.bias).float()
+        tokens = F.linear(x.to(weight.dtype), weight, self.patch_embedding.bias).float()
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
             outputs = num_outputs if i == last else x.shape[0]
             tokens = block(tokens, e0, camera[i], text[i], turn, memory, i, outputs)
-        if num_outputs == 0:
-            return x.new_empty(0, self.cfg.out_channels, *x.shape[2:])
-        return unpatchify(self.head(tokens, e[:num_outputs]), *x.shape[2:])
+        return self.head(tokens, e[:num_outputs])
 
 
 def init_weights(dit: CausalDiT) -> None:

@@ -1,0 +1,30 @@
+"""A DiT's weights divided among ranks by torch's FSDP2, from outside: the model does not know about it."""
+
+from __future__ import annotations
+
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+from world.chunk import WeightLayout
+from world.nn.dit import CausalDiT
+from world.ranks import Ranks
+
+
+def lay_out(dit: CausalDiT, layout: WeightLayout, ranks: Ranks) -> None:
+    """Turn a replicated model, the same on every rank, into this layout. Alone there is nothing to divide. When it
+    returns all ranks are here: from now on they wait for each other within their deadline."""
+    if ranks.size == 1:
+        return
+    ranks.meet()
+    if layout == "replicated":
+        return
+    assert ranks.group is not None
+    device = dit.head.modulation.device.type
+    mesh = DeviceMesh.from_group(ranks.group, device)
+    for block in dit.blocks:
+        fully_shard(block, mesh=mesh, reshard_after_forward=layout == "sharded")
+        for method in ("camera", "text"):
+            register_fsdp_forward_method(block, method)
+    fully_shard(dit, mesh=mesh, reshard_after_forward=layout == "sharded")
+    for method in ("camera", "text", "time"):
+        register_fsdp_forward_method(dit, method)
