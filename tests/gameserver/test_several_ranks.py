@@ -10,10 +10,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import playing, serve_pattern
@@ -26,25 +24,13 @@ from gameserver.journal import Keep
 from gameserver.player import play
 from gameserver.serve import Spread
 from sessions.recording import read
-from tests.world.tiny_world import random_world, tiny_config
-from world.chunk import Report, Scene
+from tests.world.ranked import load_small
 from world.leader import RankedWorld
-from world.model import DiffusionWorld
 from world.motion import parse_script
-from world.ranks import Ranks
 
 ROOT = Path(__file__).parents[2]
 RELAXED = Limits(late_s=60.0, stall_s=60.0)  # a busy machine must not look like a slow link
 ENDS_S = 5.0
-
-
-def load(ranks: Ranks, report: Report) -> DiffusionWorld:
-    cfg = tiny_config(width=80, height=48)  # 15 tokens: one of the two ranks' shares is filled up
-    cfg = replace(cfg, geometry=replace(cfg.geometry, fps=32))
-    world = random_world(cfg, num_slots=2, ranks=ranks)
-    image = np.random.default_rng(1).integers(0, 256, (48, 80, 3)).astype(np.uint8)
-    world._scenes = (Scene("noise", "Noise", "a place", image, np.array([80, 80, 40, 24], np.float32)),)
-    return world
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +43,7 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def two_ranks() -> Iterator[RankedWorld]:
-    world = RankedWorld(load, 2, lambda stage, share: None, deadline_s=60.0)
+    world = RankedWorld(load_small, 2, lambda stage, share: None, deadline_s=60.0)
     try:
         yield world
     finally:

@@ -29,9 +29,7 @@ class House:
     def __init__(
         self, port: int = 0, capacity: int = 8, gate: threading.Event | None = None, saves: Shelf | None = None
     ) -> None:
-        self._settings = Settings(
-            port=port, capacity=capacity, grace_s=2.0, saves=saves
-        )  # pages leave soon
+        self._settings = Settings(port=port, capacity=capacity, grace_s=2.0, saves=saves)  # pages leave soon
         self._gate = gate
         self._open = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
