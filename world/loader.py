@@ -84,18 +84,18 @@ def load_published(
     ranks: Ranks = ALONE,
     layout: WeightLayout = "replicated",
 ) -> DiffusionWorld:
-    layout = find_dit(checkpoint)
-    stored = read_shapes(layout.dit)
+    found = find_dit(checkpoint)
+    stored = read_shapes(found.dit)
     vae_path = checkpoint / VAE_FILE
     vae_tensors = load_pickle(vae_path)
     cfg = WorldConfig(
-        name=layout.name,
-        geometry=layout.geometry,
-        dit=dit_config(stored, read_config(layout.dit), layout.dit),
+        name=found.name,
+        geometry=found.geometry,
+        dit=dit_config(stored, read_config(found.dit), found.dit),
         vae=vae_config({key: tuple(t.shape) for key, t in vae_tensors.items()}, vae_path),
-        schedule=layout.schedule,
-        window_frames=layout.window_frames,
-        sink_frames=layout.sink_frames,
+        schedule=found.schedule,
+        window_frames=found.window_frames,
+        sink_frames=found.sink_frames,
     )
     with torch.device("meta"):
         dit, vae = CausalDiT(cfg.dit), VideoVAE(cfg.vae)

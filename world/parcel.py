@@ -3,16 +3,25 @@ way through the group's exchanges, which have a deadline, fits into a pipe that 
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 SMALL_BYTES = 4096  # an array up to this size stays in the message
+
+
+class _Pickler(pickle.Pickler):
+    def reducer_override(self, thing: Any) -> Any:
+        """Arrays with gaps would stay in the message whatever their size."""
+        gaps = isinstance(thing, np.ndarray) and not thing.flags.forc
+        return np.ascontiguousarray(thing).__reduce_ex__(5) if gaps else NotImplemented
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +47,9 @@ class Parcel:
                 views.append(view)
             return view.nbytes <= SMALL_BYTES
 
-        message = pickle.dumps(thing, protocol=5, buffer_callback=stays)
+        small = io.BytesIO()
+        _Pickler(small, protocol=5, buffer_callback=stays).dump(thing)
+        message = small.getvalue()
         bulk = torch.empty(sum(view.nbytes for view in views), dtype=torch.uint8)
         at, whole = 0, memoryview(bulk.numpy())
         for view in views:

@@ -12,9 +12,11 @@ from world.ranks import Ranks
 
 def lay_out(dit: CausalDiT, layout: WeightLayout, ranks: Ranks) -> None:
     """Turn a replicated model, the same on every rank, into this layout. Alone there is nothing to divide. When it
-    returns all ranks are here: from now on they wait for each other within their deadline."""
+    returns all ranks are here: from now on they wait for each other within their deadline. WorldError if
+    the heads do not divide."""
     if ranks.size == 1:
         return
+    ranks.heads(dit.cfg.num_heads)
     ranks.meet()
     if layout == "replicated":
         return
