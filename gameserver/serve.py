@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,14 +97,9 @@ def recordings(args: argparse.Namespace) -> Keep | None:
     there is a warning and no recording."""
     if args.no_record:
         return None
-    try:
-        directory = args.record_dir or journal.default_directory()
-        directory.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError) as fault:
-        why = f"{fault.filename}: {fault.strerror}" if isinstance(fault, OSError) else str(fault)
-        if args.record_dir is not None:
-            raise ServeError(f"cannot record in {args.record_dir} ({why})") from None
-        logging.getLogger(__name__).warning("sessions are not recorded (%s): --record-dir names another place", why)
+    without = "sessions are not recorded (%s): --record-dir names another place"
+    directory = _directory(args.record_dir, journal.default_directory, "record", without)
+    if directory is None:
         return None
     return Keep(directory, int(args.record_gb * 1e9), args.record_days * 86400)
 
@@ -112,17 +108,29 @@ def shelf(args: argparse.Namespace) -> Shelf | None:
     """Where to save, if at all; as `recordings`."""
     if args.no_save:
         return None
-    try:
-        directory = args.save_dir or saves.default_directory()
-        (directory / "live").mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError) as fault:
-        why = f"{fault.filename}: {fault.strerror}" if isinstance(fault, OSError) else str(fault)
-        if args.save_dir is not None:
-            raise ServeError(f"cannot save in {args.save_dir} ({why})") from None
-        logging.getLogger(__name__).warning("nothing is saved (%s): --save-dir names another place", why)
+    without = "nothing is saved (%s): --save-dir names another place"
+    directory = _directory(args.save_dir, saves.default_directory, "save", without, inner="live")
+    if directory is None:
         return None
     max_bytes, max_age_s = int(args.save_gb * 1e9), args.save_days * 86400
     return Shelf(directory, max_bytes=max_bytes, max_age_s=max_age_s, every_s=args.save_every)
+
+
+def _directory(
+    asked: Path | None, default: Callable[[], Path], verb: str, without: str, inner: str = ""
+) -> Path | None:
+    """Where to write, made if it is not there with `inner` in it. ServeError if it was asked for and cannot be; without
+    the default one there is the warning `without` and None."""
+    try:
+        directory = asked or default()
+        (directory / inner).mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as fault:
+        why = f"{fault.filename}: {fault.strerror}" if isinstance(fault, OSError) else str(fault)
+        if asked is not None:
+            raise ServeError(f"cannot {verb} in {asked} ({why})") from None
+        logging.getLogger(__name__).warning(without, why)
+        return None
+    return directory
 
 
 @dataclass(frozen=True, slots=True)
