@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("repeatable", deadline=None, derandomize=True)
@@ -19,3 +21,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Servers that tests start record where nobody's own recordings are.
 HOME = tempfile.TemporaryDirectory(prefix="manyworlds-tests-")
 os.environ["XDG_DATA_HOME"] = HOME.name
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For a module whose toy worlds are so small that several threads would round by how many rows share a forward."""
+    import torch  # not before the environment says how many threads it may have
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -33,12 +33,7 @@ RELAXED = Limits(late_s=60.0, stall_s=60.0)  # a busy machine must not look like
 ENDS_S = 5.0
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @contextmanager

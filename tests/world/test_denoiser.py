@@ -23,12 +23,7 @@ from world.sampler import at_timesteps, from_sigmas, noise
 Frame = tuple[Tensor, Tensor]  # K (turned) and V of one latent frame, [tokens, N, d]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Reference:

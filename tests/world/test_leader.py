@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from tests.world.tiny_world import Life, Player, random_world, tiny_config
 from world.chunk import Identity, Picture, WeightLayout
@@ -27,12 +26,7 @@ def load(ranks: Ranks, report: object, layout: WeightLayout = "replicated") -> D
     return random_world(CFG, num_slots=3, ranks=ranks, layout=layout)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
