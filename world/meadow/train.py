@@ -44,7 +44,7 @@ from world.meadow.training import Run, averaged
 from world.nn import vae as nn_vae
 from world.nn.dit import CausalDiT, init_weights
 from world.nn.text import ByteTextEncoder
-from world.nn.vae import VideoVAE
+from world.nn.vae import Norm, VideoVAE
 from world.slab import Slab, put
 
 LATENT_SHARDS = 1_000_000  # shards of latents are numbered from here: other clips than the VAE saw
@@ -124,9 +124,10 @@ def vae(args: argparse.Namespace, device: torch.device) -> Run:
         for part in (network.encoder, network.conv1):
             part.requires_grad_(False)
     run = Run(args.dir / "vae.pt", modules, args.seconds, lr=args.lr or 1.5e-3)
-    moments_of, decode = network.moments, network.decode
     if args.compile:
-        moments_of, decode = torch.compile(moments_of, dynamic=False), torch.compile(decode, dynamic=False)
+        for module in network.modules():
+            if isinstance(module, Norm):
+                module.compile(dynamic=False)
     rng = np.random.default_rng(run.step)
     known: dict[Path, Tensor] = {}
     viewings: list[Viewing | None] = [None] * VIEWINGS
@@ -142,11 +143,11 @@ def vae(args: argparse.Namespace, device: torch.device) -> Run:
             viewing = viewings[run.step % VIEWINGS] = Viewing(dataset.to_video(frames[which], device))
         first, piece = viewing.at == 0, viewing.next_piece()
         with autocast(device):
-            moments, seeing = moments_of(piece, viewing.seeing, first)
+            moments, seeing = network.moments(piece, viewing.seeing, first)
             mu, log_var = moments.chunk(2, dim=1)
             log_var = log_var.clamp(-20, 10)
             z = mu + torch.randn_like(mu) * (0.5 * log_var).exp()
-            seen, drawing = decode(z, viewing.drawing, first)
+            seen, drawing = network.decode(z, viewing.drawing, first)
         viewing.seeing, viewing.drawing = [c.detach() for c in seeing], [c.detach() for c in drawing]
         divergence = (mu.square() + log_var.exp() - 1 - log_var).mean()
         edges = sum((seen.diff(dim=d) - piece.diff(dim=d)).abs().mean() for d in (-1, -2))
