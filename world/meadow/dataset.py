@@ -84,13 +84,13 @@ def load(path: Path) -> Clips:
         return Clips(*(file.get_tensor(name) for name in _TENSORS), prompts)
 
 
-def prompt_ids(prompts: list[str], device: torch.device) -> Tensor:
-    """int64 [n, rows], padded at the end."""
-    ids = [byte_ids(prompt, TEXT.max_bytes) for prompt in prompts]
-    padded = torch.full((len(ids), max(map(len, ids))), PADDING)
-    for row, one in zip(padded, ids, strict=True):
-        row[: len(one)] = torch.tensor(one)
-    return padded.to(device)
+def prompt_ids(prompts: list[str]) -> Tensor:
+    """int64 [n, max_rows], padded at the end."""
+    padded = torch.full((len(prompts), TEXT.max_rows), PADDING)
+    for row, prompt in zip(padded, prompts, strict=True):
+        ids = byte_ids(prompt, TEXT.max_bytes)
+        row[: len(ids)] = torch.tensor(ids)
+    return padded
 
 
 def to_video(frames: Tensor, device: torch.device) -> Tensor:

@@ -8,7 +8,8 @@ generations on (its own rollout).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -29,13 +30,52 @@ SCALE = 0.2  # pose units that count as 1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """C clips of m latent frames, each with two prompts: the second holds from frame `change` on."""
+    """C clips of m latent frames on one device, each with two prompts: the second holds from frame `change` on."""
 
     latents: Tensor  # float32 [C, m, 16, h, w], normalised
-    poses: Tensor  # float32 [C, m, 4, 4]
+    relative: Tensor  # float32 [C, m, 4, 4], poses as `camera.rays` takes them
+    moves: Tensor  # float32 [2, C, m, 4, 4], from each frame's camera to the frame before's, and to the recalled one's
+    down: Tensor  # float32 [C, m, 3], the world's down in each camera's axes
+    lens: Tensor  # float32 [4], intrinsics in pixels
     recalled: Tensor  # int64 [C, m], the frame whose view each frame is shown (world.views)
     prompt_ids: Tensor  # int64 [2 C, rows], all first ones before all second ones
     change: Tensor  # int64 [C]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the picture in pixels."""
+        height, width = self.latents.shape[-2:]
+        return SPATIAL_STRIDE * height, SPATIAL_STRIDE * width
+
+    def tensors(self) -> list[Tensor]:
+        return [getattr(self, f.name) for f in fields(self)]
+
+
+def batch_of(latents: Tensor, poses: Tensor, recalled: Tensor, prompt_ids: Tensor, change: Tensor) -> Batch:
+    """A batch on the device of its latents, of poses float32 [C, m, 4, 4] and the rest of it on the CPU."""
+    clips, frames = latents.shape[:2]
+    height, width = (SPATIAL_STRIDE * cells for cells in latents.shape[-2:])
+    device = latents.device
+    paths = poses.numpy()
+    before = np.broadcast_to(np.maximum(np.arange(frames) - 1, 0), (clips, frames))
+    moves = []
+    for seen in (before, recalled.numpy()):
+        of = paths[np.arange(clips)[:, None], seen]
+        move, down = moves_between(paths.reshape(-1, 4, 4), of.reshape(-1, 4, 4))
+        moves.append(move.unflatten(0, (clips, frames)))
+    relative = np.stack([camera.relative_live(np.concatenate([path[:1], path]), SCALE) for path in paths])
+    on_cpu = (torch.from_numpy(relative), torch.stack(moves), down.unflatten(0, (clips, frames)),
+              default_intrinsics(width, height), recalled, prompt_ids, change)  # fmt: skip
+    return Batch(latents, *(t.to(device) for t in on_cpu))
+
+
+def upto(batch: Batch, frames: int) -> Batch:
+    """The beginning of every clip."""
+    part = slice(0, frames)
+    return replace(
+        batch, latents=batch.latents[:, part], relative=batch.relative[:, part], moves=batch.moves[:, :, part],
+        down=batch.down[:, part], recalled=batch.recalled[:, part],
+    )  # fmt: skip
 
 
 class Windows:
@@ -54,7 +94,9 @@ class Windows:
             ],
             dim=1,
         )  # [m, window]
-        self.mask = seen.repeat_interleave(tokens, 1).repeat(2 * clips, 1)[:, None, None]  # [2 C m, 1, 1, S]
+        self.mask = (
+            seen[..., None].expand(-1, -1, tokens).flatten(1).repeat(2 * clips, 1)[:, None, None]
+        )  # [2 C m, 1, 1, S]
         self.shape, self.recent, self.sink = (2, clips, frames), recent, sink
 
     def _window(self, x: Tensor) -> Tensor:
@@ -72,78 +114,73 @@ class Windows:
         return F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=self.mask).transpose(1, 2)
 
 
-def control(poses: Tensor, height: int, width: int, device: torch.device) -> Tensor:
-    """Poses [C, m, 4, 4] -> control channels a frame [C m, 384, 1, h, w]."""
-    relative = torch.stack(
-        [torch.from_numpy(camera.relative_live(torch.cat([p[:1], p]).cpu().numpy(), SCALE)) for p in poses]
-    ).to(device)
-    intrinsics = default_intrinsics(width, height).to(device).expand(len(poses), 4)
-    return camera.rays(relative, intrinsics, height, width).transpose(1, 2).flatten(0, 1)[:, :, None]
+def control(batch: Batch) -> Tensor:
+    """Control channels a frame [C m, 384, 1, h, w]."""
+    lens = batch.lens.expand(len(batch.relative), 4)
+    return camera.rays(batch.relative, lens, *batch.size).transpose(1, 2).flatten(0, 1)[:, :, None]
 
 
 def condition(history: Tensor, batch: Batch, eye_units: float) -> Tensor:
     """The warp condition of frames [C m, 40, 1, h, w]: the frame before and the recalled one, from a history
     [C, m, 16, h, w]. Frame 0 is shown itself, and the start picture's view is always the true one."""
-    height, width = (SPATIAL_STRIDE * cells for cells in history.shape[-2:])
-    device, (clips, frames) = history.device, history.shape[:2]
-    intrinsics = default_intrinsics(width, height).to(device)
-    poses = batch.poses.cpu().numpy()
-    clip = np.arange(clips)[:, None]
-    before = np.broadcast_to(np.maximum(np.arange(frames) - 1, 0), (clips, frames))
     views = torch.cat([batch.latents[:, :1], history[:, 1:]], dim=1)
     newest = torch.cat([views[:, :1], history[:, :-1]], dim=1)
-    remembered = views[torch.from_numpy(clip).to(device), batch.recalled.to(device)]
+    clip = torch.arange(len(history), device=history.device)[:, None]
     parts = []
-    for source, frame in ((newest, before), (remembered, batch.recalled.numpy())):
-        moves, down = moves_between(poses.reshape(-1, 4, 4), poses[clip, frame].reshape(-1, 4, 4))
-        shown = warp_condition(source.flatten(0, 1), moves.to(device), down.to(device), intrinsics, eye_units)
+    for source, moves in zip((newest, views[clip, batch.recalled]), batch.moves, strict=True):
+        shown = warp_condition(
+            source.flatten(0, 1), moves.flatten(0, 1), batch.down.flatten(0, 1), batch.lens, eye_units
+        )
         parts.append(shown.transpose(0, 1)[:, :, None])
     return torch.cat(parts, dim=1)
 
 
 def predict(
-    cfg: WorldConfig, dit: CausalDiT, text: ByteTextEncoder, batch: Batch, clean: Tensor, history: Tensor,
-    sigma: Tensor, noise: Tensor, start_frame: Tensor,
+    cfg: WorldConfig, dit: CausalDiT, text: ByteTextEncoder, batch: Batch, noisy: Tensor, history: Tensor,
+    sigma: Tensor, start_frame: Tensor,
 ) -> Tensor:  # fmt: skip
-    """The flow of every frame [C, m, 16, h, w] from (1 - sigma) clean + sigma noise.
+    """The flow of every frame [C, m, 16, h, w] from (1 - sigma) clean + sigma noise, in one forward.
 
-    history [C, m, 16, h, w] is what the ring was given, sigma [C, m], noise like the latents, and start_frame int64
-    [C] moves all frames but the sink to a later place in the stream, so that no distance to the sink is a stranger.
+    history [C, m, 16, h, w] is what the ring was given, sigma [C, m], and start_frame int64 [C] moves all frames but
+    the sink to a later place in the stream, so that no distance to the sink is a stranger.
     """
-    clips, frames = clean.shape[:2]
-    geometry, device = cfg.geometry, clean.device
+    clips, frames = noisy.shape[:2]
+    geometry, device = cfg.geometry, noisy.device
     y = condition(history, batch, cfg.eye_units)
-    level = sigma[..., None, None, None]
-    x = torch.cat([history, (1 - level) * clean + level * noise]).flatten(0, 1)[:, :, None]
+    x = torch.cat([history, noisy]).flatten(0, 1)[:, :, None]
     x = torch.cat([x, y.repeat(2, 1, 1, 1, 1)], dim=1)
     e, e0 = dit.time(torch.cat([torch.zeros_like(sigma), 1000 * sigma]).flatten())
     index = torch.arange(frames, device=device)
     first = torch.where(index < cfg.sink_frames, index, index + start_frame[:, None]).flatten().repeat(2)
     size = 1, geometry.latent_height, geometry.latent_width
     grid = 1, geometry.latent_height // PATCH, geometry.latent_width // PATCH
-    channels = control(batch.poses, geometry.height, geometry.width, device)
-    cameras = [twice(pair) for pair in dit.camera(patchify(channels))]
-    changed = (index >= batch.change.to(device)[:, None])[None, ..., None, None, None]  # [1, C, m, 1, 1, 1]
+    cameras = [twice(pair) for pair in dit.camera(patchify(control(batch)))]
+    changed = (index >= batch.change[:, None])[None, ..., None, None, None]  # [1, C, m, 1, 1, 1]
     texts = [(holding(k, changed), holding(v, changed)) for k, v in dit.text(text(batch.prompt_ids))]
     turn = rotations(first, *grid, cfg.dit.head_dim)
     flow = dit(patchify(x), e, e0, cameras, texts, turn, Windows(cfg, clips, frames, device), x.shape[0])
     return unpatchify(flow[clips * frames :], *size)[:, :, 0].unflatten(0, (clips, frames)).float()
 
 
+def noised(clean: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    """(1 - sigma) clean + sigma noise, [C, m, 16, h, w] at levels [C, m]."""
+    level = sigma[..., None, None, None]
+    return (1 - level) * clean + level * noise
+
+
 @torch.no_grad()
-def next_generation(
-    cfg: WorldConfig, dit: CausalDiT, text: ByteTextEncoder, batch: Batch, history: Tensor, start_frame: Tensor
-) -> Tensor:
-    """What the student makes of every frame, given this history, with the sampler it is served with.
+def next_generation(predict: Callable[[Tensor, Tensor], Tensor], sigmas: Sequence[float], like: Tensor) -> Tensor:
+    """What the student makes of every frame, given a history, with the sampler it is served with; `predict` is the
+    flow of noisy frames [C, m, 16, h, w] at levels [C, m] given that history.
 
     Applied k times to the true clip it gives, for all frames at once, what rolling out from the truth k frames back
     would: errors k generations old, and from frame k on none of the truth but the start picture.
     """
-    clean = torch.zeros_like(history)
-    for value in cfg.schedule.sigmas:
-        sigma, noise = torch.full(history.shape[:2], value, device=history.device), torch.randn_like(history)
-        flow = predict(cfg, dit, text, batch, clean, history, sigma, noise, start_frame)
-        clean = (1 - value) * clean + value * noise - value * flow
+    clean = torch.zeros_like(like)
+    for value in sigmas:
+        sigma = torch.full(like.shape[:2], value, device=like.device)
+        noisy = noised(clean, sigma, torch.randn_like(like))
+        clean = noisy - value * predict(noisy, sigma)
     return clean
 
 

@@ -23,7 +23,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -38,14 +38,15 @@ from world.config import WorldConfig
 from world.denoiser import Denoiser
 from world.meadow import dataset
 from world.meadow.config import TEXT, meadow_config
-from world.meadow.forcing import Batch, condition, control, flow_loss, next_generation, predict
+from world.meadow.forcing import Batch, batch_of, condition, control, flow_loss, next_generation, noised, predict, upto
+from world.meadow.graphed import Graphed
 from world.meadow.teacher import PLAIN, Brushes
 from world.meadow.training import Run, averaged
 from world.nn import vae as nn_vae
 from world.nn.dit import CausalDiT, init_weights
 from world.nn.text import ByteTextEncoder
 from world.nn.vae import Norm, VideoVAE
-from world.slab import Slab, put
+from world.slab import Slab, decoder_cache_shapes, put
 
 LATENT_SHARDS = 1_000_000  # shards of latents are numbered from here: other clips than the VAE saw
 OF_THE_LATENTS = ("patch_embedding.", "head.")  # what of a DiT speaks the language of one VAE
@@ -99,12 +100,11 @@ def vae_modules(device: torch.device) -> nn.ModuleDict:
 
 @dataclass(slots=True, eq=False)
 class Viewing:
-    """Clips the VAE is on its way through, with both its caches."""
+    """Clips the VAE is on its way through, with the caches of its encoder and its decoder."""
 
     video: Tensor
     at: int = 0
-    seeing: list[Tensor] | None = None
-    drawing: list[Tensor] | None = None
+    caches: list[Tensor] = field(default_factory=list)
 
     def next_piece(self) -> Tensor:
         """[C, 3, 1 or 4, H, W]."""
@@ -115,12 +115,12 @@ class Viewing:
 
 def vae(args: argparse.Namespace, device: torch.device) -> Run:
     """Clips are walked through in pieces with both caches carried on: trained on beginnings alone, a VAE fell from 22
-    dB at its ninth frame to 14 at its sixteenth. With the encoder held, a new decoder learns to read old latents."""
+    dB at its ninth frame to 14 at its sixteenth. With the encoder held, latents keep their meaning."""
     modules = vae_modules(device)
     network = modules["vae"]
+    if args.begin_from:
+        network.load_state_dict(packed(args.begin_from, "vae"))
     if args.hold_encoder:
-        held = {key: t for key, t in packed(args.hold_encoder, "vae").items() if key.startswith(("encoder.", "conv1."))}
-        network.load_state_dict(network.state_dict() | held)
         for part in (network.encoder, network.conv1):
             part.requires_grad_(False)
     run = Run(args.dir / "vae.pt", modules, args.seconds, lr=args.lr or 1.5e-3)
@@ -128,6 +128,24 @@ def vae(args: argparse.Namespace, device: torch.device) -> Run:
         for module in network.modules():
             if isinstance(module, Norm):
                 module.compile(dynamic=False)
+
+    def learning(piece: Tensor, *caches: Tensor) -> list[Tensor]:
+        first, seen_caches = not caches, len(caches) - drawn_caches
+        with autocast(device):
+            moments, seeing = network.moments(piece, list(caches[:seen_caches]) if caches else None, first)
+            mu, log_var = moments.chunk(2, dim=1)
+            log_var = log_var.clamp(-20, 10)
+            z = mu + torch.randn_like(mu) * (0.5 * log_var).exp()
+            seen, drawing = network.decode(z, list(caches[seen_caches:]) if caches else None, first)
+        divergence = (mu.square() + log_var.exp() - 1 - log_var).mean()
+        edges = sum((seen.diff(dim=d) - piece.diff(dim=d)).abs().mean() for d in (-1, -2))
+        error = F.mse_loss(seen, piece)
+        loss = (seen - piece).abs().mean() + 2 * error + edges + KL * divergence
+        run.descend(loss)
+        return [loss.detach(), error.detach(), *(c.detach() for c in (*seeing, *drawing))]
+
+    drawn_caches = len(decoder_cache_shapes(meadow_config()))
+    begin, go_on = Graphed(learning), Graphed(learning)
     rng = np.random.default_rng(run.step)
     known: dict[Path, Tensor] = {}
     viewings: list[Viewing | None] = [None] * VIEWINGS
@@ -141,24 +159,25 @@ def vae(args: argparse.Namespace, device: torch.device) -> Run:
             frames = list(known.values())[int(rng.integers(len(known)))]
             which = torch.from_numpy(rng.permutation(len(frames))[: args.batch]).to(device)
             viewing = viewings[run.step % VIEWINGS] = Viewing(dataset.to_video(frames[which], device))
-        first, piece = viewing.at == 0, viewing.next_piece()
-        with autocast(device):
-            moments, seeing = network.moments(piece, viewing.seeing, first)
-            mu, log_var = moments.chunk(2, dim=1)
-            log_var = log_var.clamp(-20, 10)
-            z = mu + torch.randn_like(mu) * (0.5 * log_var).exp()
-            seen, drawing = network.decode(z, viewing.drawing, first)
-        viewing.seeing, viewing.drawing = [c.detach() for c in seeing], [c.detach() for c in drawing]
-        divergence = (mu.square() + log_var.exp() - 1 - log_var).mean()
-        edges = sum((seen.diff(dim=d) - piece.diff(dim=d)).abs().mean() for d in (-1, -2))
-        error = F.mse_loss(seen, piece)
-        run.update((seen - piece).abs().mean() + 2 * error + edges + KL * divergence)
+        learn = begin if viewing.at == 0 else go_on
+        loss, error, *viewing.caches = learn(viewing.next_piece(), *viewing.caches)
+        run.update(loss)
         if run.step % 10 == 0:
-            psnrs.append(-10 * (error.detach() / 4).log10().item())
+            psnrs.append(-10 * (error / 4).log10().item())
         if run.step % 500 == 0:
             print(f"vae: step {run.step}, {100 * share:.0f} %, PSNR {sum(psnrs) / len(psnrs):.2f} dB, "
                   f"{time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
     return run
+
+
+def same_latents(args: argparse.Namespace) -> bool:
+    """Whether latents mean what they meant in the packed world that this run begins from."""
+    return args.begin_from is not None and (args.hold_encoder or not (args.dir / "vae.pt").exists())
+
+
+def packed_statistics(path: Path) -> str:
+    with safe_open(path, "pt") as file:
+        return file.metadata()["statistics"]
 
 
 def packed(path: Path, name: str) -> dict[str, Tensor]:
@@ -167,16 +186,25 @@ def packed(path: Path, name: str) -> dict[str, Tensor]:
         return {key[len(name) + 1 :]: file.get_tensor(key).float() for key in file.keys() if key.startswith(f"{name}.")}  # noqa: SIM118
 
 
+def vae_weights(args: argparse.Namespace, device: torch.device) -> dict[str, Tensor]:
+    """Those of this run, or of the packed world that it begins from."""
+    own = args.dir / "vae.pt"
+    return averaged(own, "vae", device) if own.exists() else packed(args.begin_from, "vae")
+
+
 def trained_vae(args: argparse.Namespace, device: torch.device, cfg: WorldConfig) -> VideoVAE:
     network = VideoVAE(cfg.vae).to(device)
-    network.load_state_dict(averaged(args.dir / "vae.pt", "vae", device))
+    network.load_state_dict(vae_weights(args, device))
     return network.requires_grad_(False)
 
 
 @torch.no_grad()
 def latents(args: argparse.Namespace, device: torch.device) -> None:
-    """Draws and encodes; the mean and std of the first shard's latents normalise all."""
-    (args.dir / "latents").mkdir(exist_ok=True)
+    """Draws and encodes; the mean and std of the first shard's latents normalise all, unless they are old ones."""
+    (args.dir / "latents").mkdir(parents=True, exist_ok=True)
+    statistics_file = args.dir / "statistics.json"
+    if same_latents(args):
+        statistics_file.write_text(packed_statistics(args.begin_from))
     network, draw = trained_vae(args, device, meadow_config()), brushes(args)
     for i in each_shard(args, "latents"):
         drawn = dataset.draw_clips(
@@ -184,10 +212,10 @@ def latents(args: argparse.Namespace, device: torch.device) -> None:
         )
         with autocast(device):
             z = torch.cat([encode_clip(network, dataset.to_video(f, device)) for f in drawn.pictures.split(16)])
-        if not (args.dir / "statistics.json").exists():
+        if not statistics_file.exists():
             flat = z.double().movedim(2, 0).flatten(1)
             statistics = {"mean": flat.mean(1).tolist(), "std": flat.std(1).tolist()}
-            (args.dir / "statistics.json").write_text(json.dumps(statistics))
+            statistics_file.write_text(json.dumps(statistics))
             print(f"latents: std {min(statistics['std']):.3f} to {max(statistics['std']):.3f}", flush=True)
         kept = dataclasses.replace(drawn, pictures=z.half().cpu().contiguous())
         dataset.save(kept, args.dir / "latents" / f"{i:07d}.safetensors")
@@ -219,7 +247,7 @@ def latent_batches(
     mean, std = (torch.tensor(s, device=device).view(1, 1, -1, 1, 1) for s in (cfg.vae.mean, cfg.vae.std))
     known: dict[Path, dataset.Clips] = {}
     for count in itertools.count():
-        if count % 100 == 0:
+        if count % 20 == 0:
             new = [path for path in shards(args.dir, "latents") if path not in known]
             known |= {path: to_device(dataset.load(path), device) for path in new}
         shard = list(known.values())[int(rng.integers(len(known)))]
@@ -227,7 +255,7 @@ def latent_batches(
         at = torch.from_numpy(picked)
         prompts = [shard.prompts[i][which] for which in (0, 1) for i in picked]
         z = (shard.pictures[at.to(device)].float() - mean) / std
-        yield Batch(z, shard.poses[at], shard.recalled[at], dataset.prompt_ids(prompts, device), shard.change[at])
+        yield batch_of(z, shard.poses[at], shard.recalled[at], dataset.prompt_ids(prompts), shard.change[at])
 
 
 def to_device(clips: dataset.Clips, device: torch.device) -> dataset.Clips:
@@ -239,16 +267,16 @@ def rollout(cfg: WorldConfig, dit: CausalDiT, text: ByteTextEncoder, batch: Batc
     """What the student makes of a batch's start pictures and paths, through slab and sampler as when serving:
     [C, m, 16, h, w], the first frame its own too."""
     count, frames = batch.latents.shape[:2]
-    geometry, device = cfg.geometry, batch.latents.device
+    device = batch.latents.device
     dtype = torch.bfloat16 if torch.is_autocast_enabled(device.type) else torch.float32
     slab = Slab(cfg, count, device, dtype, dtype)
     denoiser = Denoiser(cfg, dit, slab)
     slots = torch.arange(1, count + 1, device=device)
     prompts = dit.text(text(batch.prompt_ids))
-    channels = control(batch.poses, geometry.height, geometry.width, device).unflatten(0, (count, frames))
+    channels = control(batch).unflatten(0, (count, frames))
     made = batch.latents.clone()  # frames not made yet are not looked at
     for i in range(frames):
-        second = (i >= batch.change.to(device)).long() * count + slots - 1
+        second = (i >= batch.change).long() * count + slots - 1
         put(slab.text, slots, [(k[second], v[second]) for k, v in prompts])
         y = condition(made[:, : i + 1], upto(batch, i + 1), cfg.eye_units).unflatten(0, (count, -1))[:, -1]
         denoiser.begin(slots, channels[:, i], y, torch.randn_like(slab.x[1:]))
@@ -260,17 +288,8 @@ def rollout(cfg: WorldConfig, dit: CausalDiT, text: ByteTextEncoder, batch: Batc
     return made
 
 
-def upto(batch: Batch, frames: int) -> Batch:
-    """The beginning of every clip."""
-    part = slice(0, frames)
-    return dataclasses.replace(
-        batch, latents=batch.latents[:, part], poses=batch.poses[:, part], recalled=batch.recalled[:, part]
-    )
-
-
-def levels(cfg: WorldConfig, like: Tensor) -> Tensor:
+def levels(served: Tensor, like: Tensor) -> Tensor:
     """Noise levels [C, m]: half of them the served ones, half anywhere."""
-    served = torch.tensor(cfg.schedule.sigmas, device=like.device)
     picked = served[torch.randint(len(served), like.shape[:2], device=like.device)]
     anywhere = torch.sigmoid(1.2 * torch.randn(like.shape[:2], device=like.device) + 0.4)
     return torch.where(torch.rand_like(anywhere) < 0.5, picked, anywhere)
@@ -287,6 +306,15 @@ class Aged:
     visits: int = 0  # of this generation
 
 
+def generation(flow: Graphed, cfg: WorldConfig, aged: Aged) -> Tensor:
+    """The history that the student makes of a batch's."""
+
+    def predict(noisy: Tensor, sigma: Tensor) -> Tensor:
+        return flow(noisy, aged.history, sigma, aged.far, *aged.batch.tensors())[0]
+
+    return next_generation(predict, cfg.schedule.sigmas, aged.history)
+
+
 def fresh(batch: Batch) -> Aged:
     count, device = len(batch.latents), batch.latents.device
     far = torch.randint(0, 20_000, (count,), device=device) * (torch.rand(count, device=device) < 0.5)
@@ -299,14 +327,30 @@ def dit(args: argparse.Namespace, device: torch.device) -> Run:
     network, text = modules["dit"], modules["text"]
     if args.begin_from:
         text.load_state_dict(packed(args.begin_from, "text"))
-        learned = {key: t for key, t in packed(args.begin_from, "dit").items() if not key.startswith(OF_THE_LATENTS)}
+        learned = packed(args.begin_from, "dit")
+        if not same_latents(args):
+            learned = {key: t for key, t in learned.items() if not key.startswith(OF_THE_LATENTS)}
         network.load_state_dict(network.state_dict() | learned)
     run = Run(args.dir / "dit.pt", modules, args.seconds, lr=args.lr or 1e-3)
     if args.compile:
         for block in network.blocks:
             block.compile()
     source = latent_batches(args, cfg, np.random.default_rng(run.step), device)
+    served = torch.tensor(cfg.schedule.sigmas, device=device)
     torch.manual_seed(run.step)
+
+    def flow(noisy: Tensor, history: Tensor, sigma: Tensor, far: Tensor, *batch: Tensor) -> Tensor:
+        with autocast(device):
+            return predict(cfg, network, text, Batch(*batch), noisy, history, sigma, far)
+
+    def learning(
+        noise: Tensor, history: Tensor, sigma: Tensor, far: Tensor, clean: Tensor, *rest: Tensor
+    ) -> list[Tensor]:
+        loss = flow_loss(clean, noise, flow(noised(clean, sigma, noise), history, sigma, far, clean, *rest))
+        run.descend(loss)
+        return [loss.detach()]
+
+    learn, make = Graphed(learning), Graphed(lambda *inputs: [flow(*inputs)])
     pool: list[Aged] = []
     began = time.monotonic()
     for share in run.steps():
@@ -320,9 +364,7 @@ def dit(args: argparse.Namespace, device: torch.device) -> Run:
         level = level * (torch.rand_like(level) < 0.8) * (1.0 if aged.generation == 0 else 0.3)
         clean = aged.batch.latents
         history, noise = aged.history + level * torch.randn_like(clean), torch.randn_like(clean)
-        with autocast(device):
-            flow = predict(cfg, network, text, aged.batch, clean, history, levels(cfg, clean), noise, aged.far)
-        loss = flow_loss(clean, noise, flow)
+        (loss,) = learn(noise, history, levels(served, clean), aged.far, *aged.batch.tensors())
         run.update(loss)
         if run.step % 100 == 0:
             error = (aged.history - clean)[:, -1].square().mean().sqrt().item()
@@ -330,8 +372,7 @@ def dit(args: argparse.Namespace, device: torch.device) -> Run:
                   f"with error {error:.3f}, {time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
         aged.visits += 1
         if share > args.own_from and aged.visits == VISITS:
-            with autocast(device):
-                aged.history = next_generation(cfg, network, text, aged.batch, aged.history, aged.far)
+            aged.history = generation(make, cfg, aged)
             aged.generation, aged.visits = aged.generation + 1, 0
             if aged.generation > OLDEST:
                 pool[pool.index(aged)] = fresh(next(source))
@@ -341,12 +382,9 @@ def dit(args: argparse.Namespace, device: torch.device) -> Run:
 def pack(args: argparse.Namespace, device: torch.device) -> None:
     """world.safetensors: DiT, VAE and text encoder in bfloat16, latent statistics in the metadata."""
     cfg = trained_config(args)
-    source = {"dit": "dit.pt", "text": "dit.pt", "vae": "vae.pt"}
-    tensors = {
-        f"{name}.{key}": t
-        for name, file in source.items()
-        for key, t in averaged(args.dir / file, name, device).items()
-    }
+    parts = {name: averaged(args.dir / "dit.pt", name, device) for name in ("dit", "text")}
+    parts["vae"] = vae_weights(args, device)
+    tensors = {f"{name}.{key}": t for name, part in parts.items() for key, t in part.items()}
     statistics = json.dumps({"mean": cfg.vae.mean, "std": cfg.vae.std})
     path = args.dir / "world.safetensors"
     kept = {k: t.to("cpu", torch.bfloat16).contiguous() for k, t in tensors.items()}
@@ -369,7 +407,7 @@ def preview(args: argparse.Namespace, device: torch.device) -> None:
     with autocast(device):
         video = dataset.to_video(held.pictures, device)
         z = encode_clip(network, video)
-        batch = Batch(z.float(), held.poses, held.recalled, dataset.prompt_ids(prompts, device), held.change)
+        batch = batch_of(z.float(), held.poses, held.recalled, dataset.prompt_ids(prompts), held.change)
         made = rollout(cfg, modules["dit"], modules["text"], batch).float()
         seen = decode_clip(network, made)
         again = decode_clip(network, z.float())
@@ -420,8 +458,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--latent-frames", type=int, default=24, help="length of a clip")
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--lr", type=float, help="default: the stage's own")
-    parser.add_argument("--hold-encoder", type=Path, help="vae: keep the encoder of this packed world")
-    parser.add_argument("--begin-from", type=Path, help="dit: begin with what this packed world knows of moving")
+    parser.add_argument("--begin-from", type=Path, help="a packed world to go on from; give it to every stage")
+    parser.add_argument(
+        "--hold-encoder", action="store_true", help="vae: train the decoder alone; give it to every stage"
+    )
     parser.add_argument(
         "--own-from", type=float, default=0.5,
         help="share of the time after which the student's own rollout is the history",

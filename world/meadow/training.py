@@ -84,16 +84,21 @@ class Run:
                 saved = now
         self.save()
 
+    def descend(self, loss: Tensor) -> None:
+        """The gradients of this loss alone. They stay where they are from step to step, so that a graph may hold it."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=False)
+        loss.backward()
+
     def update(self, loss: Tensor) -> None:
+        """One step along the gradients of this loss."""
         warm = min(1.0, (self.step + 1) / WARMUP_STEPS)
         self.losses.append(loss.detach())
-        loss.backward()
         nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.lr * warm * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * self.share)))
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
         self.step += 1
         decay = min(AVERAGE, (1 + self.step) / (10 + self.step))
         with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from world.chunk import Geometry, Row, Start
 from world.denoiser import Denoiser
 from world.meadow.clips import random_poses
 from world.meadow.config import TEXT, meadow_config
-from world.meadow.forcing import SCALE, Batch, condition, control, next_generation, predict
+from world.meadow.forcing import SCALE, Batch, batch_of, condition, control, next_generation, noised, predict
 from world.meadow.teacher import default_intrinsics
 from world.meadow.train import rollout
 from world.model import DiffusionWorld
@@ -45,7 +46,9 @@ def walk(frames: int, clips: int = 2) -> Batch:
     poses = random_poses(np.random.default_rng(0), clips, 4 * frames - 3)[:, ::4]
     recalled = torch.from_numpy(np.stack([recalled_frames(path, cfg.views) for path in poses]))
     change = torch.tensor([frames, 3])
-    return Batch(torch.randn(shape), torch.from_numpy(poses), recalled, torch.randint(2, 100, (2 * clips, 12)), change)
+    return batch_of(
+        torch.randn(shape), torch.from_numpy(poses), recalled, torch.randint(2, 100, (2 * clips, 12)), change
+    )
 
 
 @torch.no_grad()
@@ -59,20 +62,19 @@ def test_every_frame_of_a_clip_sees_what_the_ring_would_hold():
     step = torch.randint(0, len(SIGMAS), (2, FRAMES))
     sigma = torch.tensor(SIGMAS)[step]
     jump = torch.tensor([0, 4998])  # the second clip plays far from its sink, a whole number of rings away
-    trained = predict(cfg, dit, text, batch, batch.latents, history, sigma, noise, jump)
+    noisy = noised(batch.latents, sigma, noise)
+    trained = predict(cfg, dit, text, batch, noisy, history, sigma, jump)
 
     slab = Slab(cfg, 2, torch.device("cpu"), torch.float32, torch.float32)
     denoiser, slots = Denoiser(cfg, dit, slab), torch.tensor([1, 2])
     prompts = dit.text(text(batch.prompt_ids))
-    channels = control(batch.poses, 32, 48, torch.device("cpu")).unflatten(0, (2, FRAMES))
+    channels = control(batch).unflatten(0, (2, FRAMES))
     y = condition(history, batch, cfg.eye_units).unflatten(0, (2, FRAMES))
     for i in range(FRAMES):
-        level = sigma[:, i, None, None, None]
-        noisy = (1 - level) * batch.latents[:, i] + level * noise[:, i]
         chunks = torch.where(torch.tensor(i) < cfg.sink_frames, torch.tensor([i, i]), i + jump)
         which = torch.tensor([0, 1 if i < 3 else 3])
         put(slab.text, slots, [(k[which], v[which]) for k, v in prompts])
-        denoiser.begin(slots, channels[:, i], y[:, i], noisy[:, :, None])
+        denoiser.begin(slots, channels[:, i], y[:, i], noisy[:, i, :, None])
         flow = denoiser.step(slots, chunks, step[:, i], 2, torch.zeros_like(slab.x[1:]))
         torch.testing.assert_close(flow[0, :, 0], trained[0, i], rtol=1e-4, atol=1e-5)
         if i > cfg.window_frames:  # until then the far clip sees ring places that a real stream would have filled
@@ -108,7 +110,7 @@ def test_the_condition_in_training_is_the_one_that_is_served():
     recalled = torch.from_numpy(recalled_frames(poses, cfg.views))[None]
     assert len(recalled.unique()) > 2 and (recalled[0].diff() < 0).any()  # it did come back
     ids, never = torch.ones(2, 1, dtype=torch.int64), torch.tensor([frames])
-    batch = Batch(truth, torch.from_numpy(poses)[None], recalled, ids, never)
+    batch = batch_of(truth, torch.from_numpy(poses)[None], recalled, ids, never)
     torch.testing.assert_close(condition(history, batch, cfg.eye_units), torch.stack(shown), rtol=1e-4, atol=1e-5)
 
 
@@ -146,6 +148,10 @@ def test_generations_are_rollouts_in_parallel(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(torch, "randn_like", same_noise)
     history = batch.latents
+
+    def flow_given(history: torch.Tensor, noisy: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return predict(cfg, dit, text, batch, noisy, history, sigma, torch.zeros(2, dtype=torch.int64))
+
     for _ in range(frames):
-        history = next_generation(cfg, dit, text, batch, history, torch.zeros(2, dtype=torch.int64))
+        history = next_generation(functools.partial(flow_given, history), SIGMAS, history)
     torch.testing.assert_close(rollout(cfg, dit, text, batch), history, rtol=1e-3, atol=1e-4)
