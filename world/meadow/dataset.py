@@ -66,7 +66,7 @@ def draw_clips(
     prompts = tuple((look.prompt(rng), then.prompt(rng)) for look, then in zip(looks, later, strict=True))
     latent_poses = poses[:, ::TEMPORAL_STRIDE].contiguous()
     recalled = np.stack([recalled_frames(path, meadow_config().views) for path in latent_poses.numpy()])
-    seen = seen_cells(depth[:, ::TEMPORAL_STRIDE].cpu(), eyes_of(terrain, latent_poses.numpy()))
+    seen = seen_cells(depth[:, ::TEMPORAL_STRIDE], eyes_of(terrain, latent_poses.numpy())).cpu()
     kept = pictures if keep_on_device else pictures.cpu()
     return Clips(kept, latent_poses, torch.from_numpy(recalled), seen, change, prompts)
 

@@ -28,7 +28,7 @@ def seen_at_start(depth: Tensor, eyes: NDArray[np.float64]) -> Tensor:
     known = depth[0].clamp(max=_FAR)[None, None]
     nearest = -F.max_pool2d(-known, 3, stride=1, padding=1)[0, 0]
     farthest = F.max_pool2d(known, 3, stride=1, padding=1)[0, 0]
-    turn, walk = relative(eyes[:1], eyes)
+    turn, walk = (t.to(depth.device) for t in relative(eyes[:1], eyes))
     u, v, ahead = project(depth, turn, walk, lens)
     column, row = u.floor().long(), v.floor().long()
     inside = (ahead > 0.01) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
@@ -49,8 +49,8 @@ def project(depth: Tensor, turn: Tensor, walk: Tensor, lens: Tensor) -> tuple[Te
     """Where the points of views with depth [n or 1, H, W] lie in other cameras: pixels u, v and depth, [n, H, W]."""
     height, width = depth.shape[1:]
     fx, fy, cx, cy = lens.tolist()
-    x = ((torch.arange(width) + 0.5 - cx) / fx).expand(height, width)
-    y = ((torch.arange(height) + 0.5 - cy) / fy)[:, None].expand(height, width)
+    x = ((torch.arange(width, device=depth.device) + 0.5 - cx) / fx).expand(height, width)
+    y = ((torch.arange(height, device=depth.device) + 0.5 - cy) / fy)[:, None].expand(height, width)
     rays = torch.stack([x, y, torch.ones_like(x)]).double()
     points = torch.einsum("nij,jhw->nihw", turn, rays) * depth.double().clamp(max=_FAR)[:, None]
     x, y, z = (points + walk[:, :, None, None]).unbind(1)

@@ -11,7 +11,8 @@ from torch import nn
 
 from world.chunk import Row, Start
 from world.meadow.built_in import load_meadow
-from world.meadow.train import main, packed, packed_statistics
+from world.meadow.forcing import Batch
+from world.meadow.train import INVENTED, Aged, main, packed, packed_statistics, worth
 from world.meadow.training import Run, averaged
 
 
@@ -67,28 +68,43 @@ def test_stages_make_a_world_that_serves(tmp_path: Path, own_from: str):
     assert [p.frames.shape for p in pictures] == [(1, 192, 224)]
 
 
+def test_what_is_invented_weighs_little():
+    seen = torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 1, 3)
+    frames = torch.zeros(1, 1, 16, 1, 3)
+    nothing = torch.zeros(1)
+    batch = Batch(frames, nothing, nothing, nothing, nothing, nothing, seen, nothing, nothing)
+    assert worth(Aged(batch, frames, nothing)).equal(torch.ones(1, 1, 1, 3))  # the history is true
+    own = worth(Aged(batch, frames, nothing, generation=1)).flatten().tolist()
+    assert own == pytest.approx([INVENTED, (1 + INVENTED) / 2, 1.0])
+
+
+FEW = ["--device", "cpu", "--batch", "2", "--shards", "1", "--shard-clips", "2", "--latent-frames", "5"]
+
+
+@pytest.fixture(scope="module")
+def beginning(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has made its first world."""
+    run = tmp_path_factory.mktemp("beginning")
+    for stage in ("clips", "vae", "latents", "dit", "pack"):
+        main([stage, "--dir", str(run), *FEW, "--seconds", "0.001"])
+    return run
+
+
 @pytest.mark.parametrize("trained", ["nothing", "decoder", "vae"])
-def test_a_run_goes_on_from_a_packed_world(tmp_path: Path, trained: str):
+def test_a_run_goes_on_from_a_packed_world(beginning: Path, tmp_path: Path, trained: str):
     """With the encoder held a latent keeps its meaning: then the statistics and all of the DiT stay. A new VAE takes
     the layers that read and write latents with it."""
-    common = ["--device", "cpu", "--batch", "2"]
-    few = [*common, "--shards", "1", "--shard-clips", "2", "--latent-frames", "5"]
-    first, then = ["--dir", str(tmp_path / "first")], ["--dir", str(tmp_path / "then")]
-    for stage in ("clips", "vae", "latents", "dit", "pack"):
-        main([stage, *first, *(few if stage in ("clips", "latents") else [*common, "--seconds", "0.001"])])
-    old = tmp_path / "first" / "world.safetensors"
-    on = [*then, "--begin-from", str(old), *(["--hold-encoder"] if trained == "decoder" else [])]
+    old, new = beginning / "world.safetensors", tmp_path / "world.safetensors"
+    on = ["--dir", str(tmp_path), "--begin-from", str(old), *FEW, "--seconds", "0.001"]
+    on += ["--hold-encoder"] if trained == "decoder" else []
     if trained != "nothing":
-        main(["clips", *then, *few])
-        main(["vae", *on, *common, "--seconds", "0.001"])
-    main(["latents", *on, *few, "--first-shard", "1"])
-    main(["dit", *on, *common, "--seconds", "-1"])  # no step: what it begins with
-    main(["pack", *on, *common])
-    new = tmp_path / "then" / "world.safetensors"
+        (tmp_path / "clips").symlink_to(beginning / "clips")
+        main(["vae", *on])
+    main(["latents", *on, "--first-shard", "1"])
+    main(["dit", *on, "--seconds", "-1"])  # no step: what it begins with
+    main(["pack", *on])
     assert (packed_statistics(old) == packed_statistics(new)) == (trained != "vae")
-    same = {
-        key for part in ("vae", "dit") for key, t in packed(old, part).items() if torch.equal(t, packed(new, part)[key])
-    }
+    same = {key for part in ("vae", "dit") for key, t in packed(old, part).items() if t.equal(packed(new, part)[key])}
     assert ("encoder.conv1.weight" in same) == (trained != "vae")
     assert ("decoder.conv1.weight" in same) == (trained == "nothing")
     assert ("patch_embedding.weight" in same) == (trained != "vae") and "blocks.0.ffn.0.weight" in same
