@@ -46,6 +46,7 @@ def test_on_the_cpu_nothing_is_copied():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_to_a_gpu_and_back_without_waiting_for_it():
     device = torch.device("cuda")
     arrays = np.arange(6).reshape(2, 3), np.linspace(0, 1, 5, dtype=np.float32)

@@ -161,6 +161,7 @@ def test_on_a_gpu_replayed_bits_are_the_eager_ones(kind):
 
 
 @on_a_gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("kind", KINDS)
 def test_on_a_gpu_no_tick_waits_for_the_device(kind):
     """Except for the pictures of a finished chunk, by an event, which torch does not count."""
