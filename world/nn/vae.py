@@ -236,7 +236,11 @@ class VideoVAE(nn.Module):
         return self.conv2.weight.dtype
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = (torch.tensor(s, device=like.device).view(-1, 1, 1, 1) for s in (self.cfg.mean, self.cfg.std))
+        # Filled on the device: it would have to be waited for until it could take a list of the host's.
+        mean, std = (
+            torch.cat([torch.full((1, 1, 1, 1), value, device=like.device) for value in s])
+            for s in (self.cfg.mean, self.cfg.std)
+        )
         return mean, std
 
     def moments(self, video: Tensor, caches: Sequence[Tensor] | None, first: bool) -> tuple[Tensor, list[Tensor]]:
