@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from gameserver.arguments import player_count, player_counts
 from gameserver.bench_machine import machine
@@ -38,12 +39,13 @@ def add_geometry(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Progress on stderr; on stdout a table, or with --json one line."""
-    from world.published import published_config
+    from world.instrument import published_config
 
     return run_config(published_config(args.geometry), args)
 
 
-def run_config(cfg, args: argparse.Namespace) -> int:
+def run_config(cfg: Any, args: argparse.Namespace) -> int:
+    """`cfg`: a world's configuration."""
     from gameserver.bench_stages import measure
     from world.instrument import DoesNotFit, Instrument
 
@@ -62,25 +64,25 @@ def run_config(cfg, args: argparse.Namespace) -> int:
         "steps": cfg.schedule.num_steps,
         **machine(),
         **instrument.about,
-        "matrix_peak_tflops": round(peak, 1),
-        "dit_tflop_a_chunk": round(instrument.flops().chunk(cfg.schedule.num_steps) / 1e12, 2),
+        "matrix_peak_tflops": float(f"{peak:.4g}"),
+        "dit_tflop_a_chunk": float(f"{instrument.flops().chunk(cfg.schedule.num_steps) / 1e12:.5g}"),
     }
     if not args.json:
         print("\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in about.items()))
-    results = []
+    results: list[dict[str, Any]] = []
     for num_players in args.players:
         try:
             encode = None if args.no_encode else encoders(geometry)
             staged = measure(instrument, num_players, args.chunks, args.warmup, peak, encode, tell)
             results.append({"fits": True, **asdict(staged)})
         except DoesNotFit as fault:
-            tell(f"{num_players} players: {fault}")
             results.append({"fits": False, "players": num_players, "why": str(fault)})
+        tell(json.dumps(results[-1]))  # should it never come to the last line
     print(json.dumps({**about, "results": results}) if args.json else table(results))
     return 0
 
 
-def table(results: Sequence[dict]) -> str:
+def table(results: Sequence[dict[str, Any]]) -> str:
     """As Markdown, for a README: a row for each number of players, then the stages of each."""
     lines = [row(HEADS), row(["---"] * len(HEADS))]
     for r in results:
@@ -89,14 +91,17 @@ def table(results: Sequence[dict]) -> str:
             continue
         lines.append(
             row([
-                r["players"], *(f"{r[key]:.1f}" for key in ("chunk_ms", "chunk_ms_p95", "fps", "fps_a_player",
-                "cold_first_chunk_ms", "warm_first_chunk_ms", "dit_tflops")), f"{r['dit_share']:.0%}",
+                r["players"], *(f"{r[key]:.4g}" for key in ("chunk_ms", "chunk_ms_p95", "fps", "fps_a_player",
+                "cold_first_chunk_ms", "warm_first_chunk_ms", "dit_tflops")), f"{r['dit_share']:.1%}",
             ])
         )  # fmt: skip
     fitting = [r for r in results if r["fits"]]
     if fitting:
         names = [stage["name"] for stage in fitting[0]["stages"]]
-        lines += ["", row(["stage, ms: median / p95", *(f"{r['players']} players" for r in fitting)])]
+        lines += [
+            "",
+            row(["stage, ms: median / p95", *(f"{r['players']} player{'s' * (r['players'] > 1)}" for r in fitting)]),
+        ]
         lines.append(row(["---"] * (1 + len(fitting))))
         for name in names:
             cells = [next(stage for stage in r["stages"] if stage["name"] == name) for r in fitting]

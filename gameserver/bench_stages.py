@@ -1,7 +1,8 @@
 """Players at different places of their streams, and where a chunk's milliseconds go.
 
-Everybody is at the same step of another chunk, so that a stage is one kind of forward. The chunks of `chunk_ms` are timed
-whole, with nothing else between them; the stages come from as many chunks after that, with marks in the device's stream.
+Everybody is at the same step of another chunk, so that a stage is one kind of forward. The chunks of `chunk_ms` are
+timed whole, with nothing else between them; the stages come from as many chunks after that, with marks in the device's
+stream.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from sessions.control import Control
 from sessions.tick import Finished, Game
 from world.chunk import Start, World
-from world.instrument import Instrument
+from world.instrument import REST, Instrument
 
 BEHIND_S = 1000.0  # the game's clock jumps by this each tick, so that nobody waits for a deadline
 WARM_STARTS = 3
@@ -162,12 +163,12 @@ def _first_chunk_ms(crowd: Crowd, instrument: Instrument) -> float:
     return ms
 
 
-def _stages(
-    crowd: Crowd, instrument: Instrument, num_chunks: int, encode: EncodeAll | None
-) -> dict[str, list[float]]:
+def _stages(crowd: Crowd, instrument: Instrument, num_chunks: int, encode: EncodeAll | None) -> dict[str, list[float]]:
     """Stage -> milliseconds, each time that it ran."""
     clock, watch = instrument.clock, instrument.watch
-    times: dict[str, list[float]] = {"plan": []}
+    steps = [f"step {i}" for i in range(crowd.world.num_steps)]
+    order = ("plan", "begin", *steps, "commit", "vae", "copy", "digest", REST)
+    times: dict[str, list[float]] = {name: [] for name in order}
     encode_ms = list[float]()
     with instrument.watching(crowd.world):
         for _ in range(num_chunks):
@@ -178,7 +179,7 @@ def _stages(
                 encode_ms.append(1000 * (clock() - began_s))
         for stages in watch.read():
             for name, ms in stages.items():
-                times.setdefault(name, []).append(ms)
+                times[name].append(ms)
     return times | ({"encode": encode_ms} if encode is not None else {})
 
 

@@ -1,5 +1,5 @@
-"""A world of the true architecture with weights that nobody trained, made on the device: speed depends on shapes, not on
-values. What it draws is noise; no figure of quality can come from it."""
+"""A world of the true architecture with weights that nobody trained, made on the device: speed depends on shapes, not
+on values. What it draws is noise; no figure of quality can come from it."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ class RandomText:
         return self.rows
 
 
-def fill_randomly(
-    module: nn.Module, dtype_of: DtypeOf, device: torch.device, generator: torch.Generator
-) -> None:
+def fill_randomly(module: nn.Module, dtype_of: DtypeOf, device: torch.device, generator: torch.Generator) -> None:
     """Give every parameter of a module on the meta device its memory, one after another in the dtype it is served in:
     normal with deviation 0.5 / sqrt(inputs) where it multiplies, 1 for a norm's scale, 0 for a bias."""
     for name in list(module.state_dict()):

@@ -19,6 +19,7 @@ from world.model import DiffusionWorld
 
 Clock = Callable[[], float]
 
+COPY = "copy"  # decoded pictures as I420, and their way to the host
 REST = "noise and the rest"  # of a step of a world: what no other stage is
 
 
@@ -121,7 +122,7 @@ def watching(world: DiffusionWorld, watch: Stopwatch) -> Iterator[None]:
     for owner, name, stage in (
         (world, "_begin", "begin"),
         (world.denoiser, "step", None),
-        (world, "_decode", "copy"),
+        (world, "_decode", COPY),
         (world.vae, "decode", "vae"),
         (world, "_picture", "digest"),
     ):
@@ -146,6 +147,8 @@ def _timed(watch: Stopwatch, method: Callable[..., Any], stage: str | None) -> C
     """`stage` None: that of the step under way."""
 
     def timed(*args: Any, **kwargs: Any) -> Any:
+        if stage == COPY and not args[0]:  # no row is finished
+            return method(*args, **kwargs)
         with watch.span(stage or watch.label):
             return method(*args, **kwargs)
 
