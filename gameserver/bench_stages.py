@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sessions.control import Control
 from sessions.tick import Finished, Game
 from world.chunk import Start, World
-from world.instrument import REST, Instrument
+from world.instrument import REST, Instrument, compilations
 
 BEHIND_S = 1000.0  # the game's clock jumps by this each tick, so that nobody waits for a deadline
 WARM_STARTS = 3
@@ -51,6 +51,9 @@ class Staged:
     dit_tflops: float  # a second, of a chunk's steps and commit and of `begin`, its camera in it
     step_share: float  # of the measured matrix peak
     dit_share: float
+    counted_ticks: int  # of joins, leaves and full windows, in which were counted:
+    waits: dict[str, int]  # how often the host waited for the device, by place
+    compilations: int
     peak_bytes: int | None  # of memory in use, None where it is not counted
     slot_bytes: int  # of the slab, a player
 
@@ -139,6 +142,7 @@ def _measure(
     tell(f"{num_players} players: {num_chunks} chunks in stages")
     times = _stages(crowd, instrument, num_chunks, encode)
     stages = tuple(Stage(name, *middle(ms), len(ms)) for name, ms in times.items())
+    ticks, waits, compiled = _waits(crowd, instrument, num_players, num_chunks)
     flops, steps = instrument.flops(), world.num_steps
     of = {stage.name: stage.ms for stage in stages}
     step_ms = sum(of[f"step {i}"] for i in range(steps))
@@ -146,8 +150,8 @@ def _measure(
     dit_tflops = num_players * flops.chunk(steps) / (step_ms + of["commit"] + of["begin"]) / 1e9
     return Staged(
         num_players, indices, *middle(chunk_ms), fps, fps / num_players, cold_ms, statistics.median(warm_ms), stages,
-        step_tflops, dit_tflops, step_tflops / peak_tflops, dit_tflops / peak_tflops, instrument.peak_bytes(),
-        world.slab.slot_bytes(),
+        step_tflops, dit_tflops, step_tflops / peak_tflops, dit_tflops / peak_tflops, ticks, waits, compiled,
+        instrument.peak_bytes(), world.slab.slot_bytes(),
     )  # fmt: skip
 
 
@@ -181,6 +185,17 @@ def _stages(crowd: Crowd, instrument: Instrument, num_chunks: int, encode: Encod
             for name, ms in stages.items():
                 times[name].append(ms)
     return times | ({"encode": encode_ms} if encode is not None else {})
+
+
+def _waits(crowd: Crowd, instrument: Instrument, num_players: int, num_chunks: int) -> tuple[int, dict[str, int], int]:
+    """(ticks, waits by place, compilations) while the last player goes and comes again after each chunk."""
+    before, forwards = compilations(), crowd.game.counters.forwards
+    with instrument.counting() as found:
+        for _ in range(num_chunks):
+            crowd.leave(num_players - 1)
+            crowd.join(num_players - 1)
+            crowd.chunk()
+    return crowd.game.counters.forwards - forwards, dict(found), compilations() - before
 
 
 def middle(ms: Sequence[float] | NDArray[np.float64]) -> tuple[float, float]:

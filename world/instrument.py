@@ -4,6 +4,7 @@ operations, and the most that this device multiplies. Nothing here is part of se
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TypeVar
@@ -18,8 +19,15 @@ from world.model import DiffusionWorld
 from world.published import published_config
 from world.random_weights import grey_scene, random_networks
 from world.stopwatch import REST, Clock, Stopwatch, watching
+from world.waits import compilations, counting
 
-__all__ = ["REST", "DoesNotFit", "Instrument", "published_config"]  # all that a bench imports of the world
+__all__ = [
+    "REST",
+    "DoesNotFit",
+    "Instrument",
+    "compilations",
+    "published_config",
+]  # all that a bench imports of the world
 
 T = TypeVar("T")
 
@@ -67,6 +75,9 @@ class Instrument:
     def watching(self, world: World) -> AbstractContextManager[None]:
         assert isinstance(world, DiffusionWorld)
         return watching(world, self.watch)
+
+    def counting(self) -> AbstractContextManager[Counter[str]]:
+        return counting(self.device)
 
     def attempt(self, work: Callable[[], T]) -> T:
         """DoesNotFit instead of torch's error, with what was in the way given back."""

@@ -14,6 +14,7 @@ import torch
 from gameserver import bench, bench_geometry
 from gameserver.bench_stages import Crowd, measure
 from tests.world.tiny_world import tiny_config
+from world.denoiser import Denoiser
 from world.instrument import DoesNotFit, Instrument
 from world.published import PUBLISHED
 
@@ -72,6 +73,19 @@ def test_every_stage_is_measured_as_often_as_it_ran() -> None:
     times |= dict.fromkeys(("begin", "step 0", "step 1", "commit", "vae", "copy", "digest"), chunks)
     assert {stage.name: stage.times for stage in staged.stages} == times
     assert encoded == [2, 2, 2]  # both players' chunks each time
+
+
+def test_waits_are_counted_while_somebody_comes_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    staged = measure(instrument(), 2, 3, 1, 1.0, None, lambda text: None)
+    assert (staged.counted_ticks, staged.waits, staged.compilations) == (9, {}, 0)
+    step = Denoiser.step
+
+    def reads(self: Denoiser, *args: torch.Tensor) -> torch.Tensor:
+        args[0].sum().item()
+        return step(self, *args)
+
+    monkeypatch.setattr(Denoiser, "step", reads)
+    assert measure(instrument(), 2, 3, 1, 1.0, None, lambda text: None).waits == {"item": 9}
 
 
 def test_rates_follow_from_the_clock() -> None:
