@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """A table, or with --json one line."""
-    if args.geometry:
+    if args.geometry or args.ablation:
         return bench_geometry.run(args)
     if args.environments:
         return _run_environments(args)

@@ -10,11 +10,11 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from gameserver.arguments import player_count, player_counts
+from gameserver.arguments import player_count, player_counts, rank_count
 from gameserver.bench_machine import machine
 from sessions.tick import Finished
 from world.chunk import Geometry, WorldError
@@ -33,16 +33,19 @@ def add_counts(parser: argparse.ArgumentParser) -> None:
 
 
 def add_geometry(parser: argparse.ArgumentParser) -> None:
-    sizes = "measure this published model, with random weights made on the device, stage by stage"
-    parser.add_argument("--geometry", choices=("lingbot-14b", "lingbot-1.3b"), help=sizes)
+    sizes = "measure a model of these sizes, with random weights made on the device, stage by stage"
+    parser.add_argument("--geometry", choices=("lingbot-14b", "lingbot-1.3b", "meadow"), help=sizes)
     parser.add_argument("--no-encode", action="store_true", help="of a --geometry: leave out the video encoder")
+    changes = "measure what each change against the published code is worth, of a --geometry (default: meadow)"
+    parser.add_argument("--ablation", action="store_true", help=changes)
 
 
 def run(args: argparse.Namespace) -> int:
     """Progress on stderr; on stdout a table, or with --json one line."""
-    from world.instrument import published_config
+    from world.instrument import config_of
 
-    return run_config(published_config(args.geometry), args)
+    cfg = config_of(args.geometry or "meadow")
+    return run_ablation(cfg, args) if args.ablation else run_config(cfg, args)
 
 
 def run_config(cfg: Any, args: argparse.Namespace) -> int:
@@ -54,22 +57,12 @@ def run_config(cfg: Any, args: argparse.Namespace) -> int:
     tell("measuring the device's matrix peak")
     peak = instrument.attempt(instrument.peak_tflops)
     geometry = cfg.geometry
-    about = {
-        "world": cfg.name,
-        "weights": "random",
-        "picture": f"{geometry.width}x{geometry.height}",
-        "chunk_tokens": geometry.chunk_tokens,
-        "chunk_video_frames": geometry.video_frames(1),
-        "window_frames": cfg.window_frames,
-        "sink_frames": cfg.sink_frames,
-        "steps": cfg.schedule.num_steps,
-        **machine(),
-        **instrument.about,
+    about = describe(instrument) | {
         "matrix_peak_tflops": float(f"{peak:.4g}"),
         "dit_tflop_a_chunk": float(f"{instrument.flops().chunk(cfg.schedule.num_steps) / 1e12:.5g}"),
     }
     if not args.json:
-        print("\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in about.items()))
+        print(heading(about))
     results: list[dict[str, Any]] = []
     for num_players in args.players:
         try:
@@ -81,6 +74,56 @@ def run_config(cfg: Any, args: argparse.Namespace) -> int:
         tell(json.dumps(results[-1]))  # should it never come to the last line
     print(json.dumps({**about, "results": results}) if args.json else table(results))
     return 0
+
+
+def run_ablation(cfg: Any, args: argparse.Namespace) -> int:
+    """`cfg`: a world's configuration."""
+    from gameserver.bench_ablation import measure
+    from world.instrument import Instrument
+
+    instrument = Instrument(cfg, time.perf_counter, lambda stage, share: tell(stage))
+    about = describe(instrument)
+    if not args.json:
+        print(heading(about))
+    results = []
+    for result in measure(instrument, args.chunks, args.ranks, tell):
+        results.append(result)
+        tell(json.dumps(asdict(result)))
+    if args.json:
+        print(json.dumps({**about, "results": [asdict(result) for result in results]}))
+        return 0
+    lines = [row(("change", "off", "on", "off: ms, median / p95", "on: ms, median / p95", "ratio", "times"))]
+    lines.append(row(["---"] * 7))
+    for r in results:
+        if r.missing is not None:
+            lines.append(row((r.change, r.off, r.on, r.missing, "", "", "")))
+            continue
+        times = f"{r.off_times}, {r.on_times}"
+        off, on = f"{r.off_ms:.1f} / {r.off_ms_p95:.1f}", f"{r.on_ms:.1f} / {r.on_ms_p95:.1f}"
+        lines.append(row((r.change, r.off, r.on, off, on, f"{r.ratio:.3f}", times)))
+    print("\n".join(lines))
+    return 0
+
+
+def describe(instrument: Any) -> dict[str, object]:
+    """What the numbers were taken on."""
+    cfg, geometry = instrument.cfg, instrument.cfg.geometry
+    return {
+        "world": cfg.name,
+        "weights": "random",
+        "picture": f"{geometry.width}x{geometry.height}",
+        "chunk_tokens": geometry.chunk_tokens,
+        "chunk_video_frames": geometry.video_frames(1),
+        "window_frames": cfg.window_frames,
+        "sink_frames": cfg.sink_frames,
+        "steps": cfg.schedule.num_steps,
+        **machine(),
+        **instrument.about,
+    }
+
+
+def heading(about: Mapping[str, object]) -> str:
+    return "\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in about.items())
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
@@ -140,9 +183,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="gameserver.bench_geometry", description=__doc__)
     add_counts(parser)
     add_geometry(parser)
+    parser.add_argument("--ranks", type=rank_count, default=1, metavar="N", help="processes, for --ablation only")
     args = parser.parse_args(argv)
-    if args.geometry is None:
-        parser.error("--geometry is needed here")
+    if args.geometry is None and not args.ablation:
+        parser.error("--geometry or --ablation is needed here")
     try:
         return run(args)
     except WorldError as fault:

@@ -59,12 +59,13 @@ class Staged:
 
 
 class Crowd:
-    """Players of one game, all at the same step."""
+    """Players of one game, all at the same step; or, with fewer rows a forward than players, one after another."""
 
-    def __init__(self, world: World, clock: Callable[[], float]):
+    def __init__(self, world: World, clock: Callable[[], float], max_rows: int | None = None):
         scene = world.scenes[0]
         self._start = world.encode_prompt(scene.prompt), world.prepare_image(scene.image), scene
-        self.world, self.game, self._clock = world, Game(world), clock
+        self.world, self.game, self._clock = world, Game(world, max_rows), clock
+        self._max_rows = max_rows or world.max_rows
         self._now_s, self._seq = 0.0, 0
         self.tick_s: list[float] = []  # of the last chunk
 
@@ -94,7 +95,8 @@ class Crowd:
             turn = 1.0 if (self._seq // 8 + number) % 2 else -1.0
             session.steer(Control(self._seq, self._seq * 100.0, (1.0, 0.0, turn, 0.0)))
         self.tick_s, made = [], list[Finished]()
-        for _ in range(self.world.num_steps + 1):
+        turns = -(-len(self.chunk_indices) // self._max_rows)
+        for _ in range(turns * (self.world.num_steps + 1)):
             made += self.tick()
             after_tick()
         return made

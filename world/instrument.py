@@ -7,14 +7,18 @@ import gc
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TypeVar
 
 import torch
 
-from world.chunk import Report, World, WorldError
+from world.ablation import VARIANTS, random_part
+from world.chunk import Report, WeightLayout, World, WorldError
 from world.config import WorldConfig
 from world.flops import Flops, count
+from world.leader import RankedWorld
 from world.loader import serving_device, serving_dtype
+from world.meadow.config import meadow_config
 from world.model import DiffusionWorld
 from world.published import published_config
 from world.random_weights import grey_scene, random_networks
@@ -31,8 +35,15 @@ __all__ = [
 
 T = TypeVar("T")
 
+CHANGES = tuple(VARIANTS)  # that `Instrument.without` can take back
+
 PEAK_SIDE = {"cuda": 8192, "cpu": 1024}  # of the square matrices whose product is the measured peak
 PEAK_REPEATS = 20
+
+
+def config_of(name: str) -> WorldConfig:
+    """Of a published model, or of the built-in one."""
+    return meadow_config() if name == "meadow" else published_config(name)
 
 
 class DoesNotFit(WorldError):
@@ -71,6 +82,21 @@ class Instrument:
         """DoesNotFit if the slots do not."""
         scenes = (grey_scene(self.cfg),)
         return self.attempt(lambda: DiffusionWorld(self.cfg, self.dit, self.vae, self.text, scenes, num_slots))
+
+    def without(self, change: str, world: World) -> AbstractContextManager[None]:
+        """While inside, the world works as if one of CHANGES had not been made."""
+        assert isinstance(world, DiffusionWorld)
+        return VARIANTS[change](world)
+
+    def remake(self) -> None:
+        """All weights anew. Whoever still has a world of the old ones keeps their memory."""
+        del self.dit, self.vae, self.text
+        self.free()
+        self.dit, self.vae, self.text = self.attempt(lambda: random_networks(self.cfg, self.device, self.dtype))
+
+    def ranked(self, num_ranks: int, num_slots: int, layout: WeightLayout, report: Report) -> RankedWorld:
+        """The same on several processes of this machine's CPU. To be ended."""
+        return RankedWorld(partial(random_part, self.cfg, num_slots, layout), num_ranks, report)
 
     def watching(self, world: World) -> AbstractContextManager[None]:
         assert isinstance(world, DiffusionWorld)

@@ -19,9 +19,11 @@ PROMPT_ROWS = 64  # of a prompt, before it is padded to text_len
 class RandomText:
     """`world.text.TextEncoder`: rows of the right shape, the same ones for every text."""
 
-    def __init__(self, text_dim: int, device: torch.device, dtype: torch.dtype, generator: torch.Generator):
+    def __init__(
+        self, num_rows: int, text_dim: int, device: torch.device, dtype: torch.dtype, generator: torch.Generator
+    ):
         self.network = nn.Module()
-        self.rows = torch.empty(PROMPT_ROWS, text_dim, device=device, dtype=dtype).normal_(generator=generator)
+        self.rows = torch.empty(num_rows, text_dim, device=device, dtype=dtype).normal_(generator=generator)
 
     @property
     def text_dim(self) -> int:
@@ -57,7 +59,11 @@ def random_networks(
         dit, vae = CausalDiT(cfg.dit), VideoVAE(cfg.vae)
     fill_randomly(dit, lambda key: torch.float32 if keeps_float32(key) else dtype, device, generator)
     fill_randomly(vae, lambda key: dtype, device, generator)
-    return dit.eval(), vae.eval(), RandomText(cfg.dit.text_dim, device, dtype, generator)
+    return (
+        dit.eval(),
+        vae.eval(),
+        RandomText(min(PROMPT_ROWS, cfg.dit.text_len), cfg.dit.text_dim, device, dtype, generator),
+    )
 
 
 def grey_scene(cfg: WorldConfig) -> Scene:
