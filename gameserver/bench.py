@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """A table, or with --json one line."""
     if args.geometry or args.ablation:
+        _check_alone(args)
         return bench_geometry.run(args)
     if args.environments:
         return _run_environments(args)
@@ -71,6 +72,15 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({**about, "results": [asdict(result) for result in results]}))
     return 0
+
+
+def _check_alone(args: argparse.Namespace) -> None:
+    """WorldError for options that a bench of random weights would not heed."""
+    given = {"--world": args.world, "--environments": args.environments, "--recording": args.recording}
+    given |= {"--gpus": args.gpus, "--ranks": args.ranks > 1 and not args.ablation}
+    for option, value in given.items():
+        if value:
+            raise WorldError(f"{option} does not go with {'--ablation' if args.ablation else '--geometry'}")
 
 
 def _players(world: World, args: argparse.Namespace) -> Iterator[Measured]:

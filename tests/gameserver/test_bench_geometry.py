@@ -14,6 +14,7 @@ import torch
 from gameserver import bench, bench_geometry
 from gameserver.bench_stages import Crowd, measure
 from tests.world.tiny_world import tiny_config
+from world.chunk import WorldError
 from world.denoiser import Denoiser
 from world.instrument import DoesNotFit, Instrument
 from world.published import PUBLISHED
@@ -154,6 +155,16 @@ def test_the_choices_are_the_published_models(monkeypatch: pytest.MonkeyPatch) -
     bench.add_arguments(parser)
     assert bench.run(parser.parse_args(["--geometry", "lingbot-1.3b"])) == 0
     assert asked == ["lingbot-world-fast-v2-1.3b"]
+
+
+@pytest.mark.parametrize(
+    "other", ["--world x", "--environments 1", "--recording", "--gpus 1", "--ranks 2"], ids=lambda text: text.split()[0]
+)
+def test_options_that_would_not_count_are_refused(other: str) -> None:
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    with pytest.raises(WorldError, match=f"{other.split()[0]} does not go with --geometry"):
+        bench.run(parser.parse_args(["--geometry", "meadow", *other.split()]))
 
 
 def test_it_needs_nothing_of_the_server() -> None:
