@@ -114,6 +114,17 @@ def test_a_crowd_walks_in_step() -> None:
     assert crowd.game.counters.forwards == 6
 
 
+def test_a_crowd_of_fewer_rows_takes_turns() -> None:
+    measured = instrument()
+    crowd = Crowd(measured.world(2), measured.clock, max_rows=1)
+    crowd.join(0)
+    crowd.join(1)
+    for chunk_index in range(2):
+        assert [chunk.chunk_index for chunk in crowd.chunk()] == [chunk_index] * 2
+    assert crowd.game.counters.forwards_of == {1: 2 * 2 * 3}
+    assert crowd.chunk_indices == (2, 2)
+
+
 def test_what_does_not_fit_is_a_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     made = Instrument.world
 
