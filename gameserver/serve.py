@@ -15,6 +15,7 @@ from pathlib import Path
 
 from gameserver import journal, saves
 from gameserver.app import App, ServeError, running
+from gameserver.arguments import player_count, port_number, positive, rank_count
 from gameserver.door import Settings
 from gameserver.engine import LoadWorld, Phase
 from gameserver.journal import Keep
@@ -62,34 +63,6 @@ def add_spread_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--gpus", type=rank_count, metavar="N", help="GPUs to serve on (default: the one there is)")
     layouts = "of several ranks: all weights on each, 1/N of them, or 1/N until first used (default: %(default)s)"
     parser.add_argument("--weights", choices=WEIGHT_LAYOUTS, default=WEIGHT_LAYOUTS[0], help=layouts)
-
-
-def port_number(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= 65535:
-        raise argparse.ArgumentTypeError(f"{port} is not one of 0 to 65535")
-    return port
-
-
-def player_count(text: str) -> int:
-    players = int(text)
-    if not 1 <= players <= 255:
-        raise argparse.ArgumentTypeError(f"{players} players is not one of 1 to 255")
-    return players
-
-
-def rank_count(text: str) -> int:
-    ranks = int(text)
-    if not 1 <= ranks <= 64:
-        raise argparse.ArgumentTypeError(f"{ranks} is not one of 1 to 64")
-    return ranks
-
-
-def positive(text: str) -> float:
-    number = float(text)
-    if not 0 < number < 1e9:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return number
 
 
 def recordings(args: argparse.Namespace) -> Keep | None:

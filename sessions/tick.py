@@ -91,9 +91,10 @@ class Counters:
 class Game:
     """Every method belongs to one thread. Ids that do not play raise UnknownSession."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, max_rows: int | None = None) -> None:
+        """`max_rows`: at most so many a forward, if that is fewer than the world takes."""
         self._world = world
-        self._planner = Planner(world.max_rows)
+        self._planner = Planner(min(world.max_rows, max_rows or world.max_rows))
         self.roster = Roster(world.num_slots)
         self.counters = Counters()
 

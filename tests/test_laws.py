@@ -20,7 +20,7 @@ ONLY_IN = {
     "gameserver": {"asyncio", "websockets", "av", "socket", "http", "ssl"},
 }
 NUMPY_ONLY = {"world.chunk", "world.motion", "world.pattern", "world.snapshot"}  # what sessions may know of a world
-OF_WORLD_FOR_SERVER = NUMPY_ONLY | {"world.loader"}
+OF_WORLD_FOR_SERVER = NUMPY_ONLY | {"world.loader", "world.instrument"}
 CLOCK_READERS = ("gameserver/engine.py", "gameserver/connection.py", "gameserver/app.py")
 OWN_CLOCK = (
     "gameserver/bench",
