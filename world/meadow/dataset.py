@@ -8,21 +8,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from world.chunk import TEMPORAL_STRIDE
+from world.chunk import SPATIAL_STRIDE, TEMPORAL_STRIDE
 from world.meadow.clips import random_poses
 from world.meadow.config import TEXT, meadow_config
 from world.meadow.look import Look, random_look
+from world.meadow.plays import eyes_of
+from world.meadow.reprojection import seen_at_start
 from world.meadow.teacher import Brushes, default_intrinsics, make_terrain, render
 from world.nn.text import PADDING, byte_ids
 from world.views import recalled_frames
 
 TRAINING_SEEDS = 700_000  # seeds below this are for training, the rest are held out
+PER_CELL = 4  # pixels from one point that is looked up to the next
 CHANGING = 0.5  # share of clips whose prompt changes on the way
-_TENSORS = ("pictures", "poses", "recalled", "change")
+_TENSORS = ("pictures", "poses", "recalled", "seen", "change")
 CHANGES = ("time", "season", "weather", "towers")  # what a prompt may change on the way: the place stays where it is
 
 
@@ -34,6 +39,7 @@ class Clips:
     pictures: Tensor
     poses: Tensor  # float32 [C, m, 4, 4], of the last video frame each latent frame decodes to
     recalled: Tensor  # int64 [C, m], the frame whose view each is shown (world.views)
+    seen: Tensor  # float16 [C, m, h, w], the share of every latent cell's points that the start shows too
     change: Tensor  # int64 [C]
     prompts: tuple[tuple[str, str], ...]  # [C]
 
@@ -56,13 +62,22 @@ def draw_clips(
     which = (torch.arange(frames) >= first_changed[:, None]).long()
     terrain = make_terrain(seeds * 2, looks + later, device)
     worlds = which * count + torch.arange(count)[:, None]
-    pictures, _ = render(terrain, poses, default_intrinsics(), worlds=worlds, brushes=brushes)
+    pictures, depth = render(terrain, poses, default_intrinsics(), worlds=worlds, brushes=brushes)
     prompts = tuple((look.prompt(rng), then.prompt(rng)) for look, then in zip(looks, later, strict=True))
     latent_poses = poses[:, ::TEMPORAL_STRIDE].contiguous()
     recalled = np.stack([recalled_frames(path, meadow_config().views) for path in latent_poses.numpy()])
-    return Clips(
-        pictures if keep_on_device else pictures.cpu(), latent_poses, torch.from_numpy(recalled), change, prompts
+    seen = seen_cells(depth[:, ::TEMPORAL_STRIDE].cpu(), eyes_of(terrain, latent_poses.numpy()))
+    kept = pictures if keep_on_device else pictures.cpu()
+    return Clips(kept, latent_poses, torch.from_numpy(recalled), seen, change, prompts)
+
+
+def seen_cells(depth: Tensor, eyes: NDArray[np.float64]) -> Tensor:
+    """Depth [C, m, H, W] and eyes [C, m, 4, 4] -> float16 [C, m, H / 8, W / 8], by one point in sixteen."""
+    half = PER_CELL // 2
+    seen = torch.stack(
+        [seen_at_start(d[:, half::PER_CELL, half::PER_CELL], e) for d, e in zip(depth, eyes, strict=True)]
     )
+    return F.avg_pool2d(seen.float(), SPATIAL_STRIDE // PER_CELL).half()
 
 
 def changed(look: Look, rng: np.random.Generator) -> Look:

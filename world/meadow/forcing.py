@@ -38,6 +38,7 @@ class Batch:
     down: Tensor  # float32 [C, m, 3], the world's down in each camera's axes
     lens: Tensor  # float32 [4], intrinsics in pixels
     recalled: Tensor  # int64 [C, m], the frame whose view each frame is shown (world.views)
+    seen: Tensor  # float32 [C, m, h, w], the share of every cell's points that the start shows too
     prompt_ids: Tensor  # int64 [2 C, rows], all first ones before all second ones
     change: Tensor  # int64 [C]
 
@@ -51,7 +52,9 @@ class Batch:
         return [getattr(self, f.name) for f in fields(self)]
 
 
-def batch_of(latents: Tensor, poses: Tensor, recalled: Tensor, prompt_ids: Tensor, change: Tensor) -> Batch:
+def batch_of(
+    latents: Tensor, poses: Tensor, recalled: Tensor, seen: Tensor, prompt_ids: Tensor, change: Tensor
+) -> Batch:  # fmt: skip
     """A batch on the device of its latents, of poses float32 [C, m, 4, 4] and the rest of it on the CPU."""
     clips, frames = latents.shape[:2]
     height, width = (SPATIAL_STRIDE * cells for cells in latents.shape[-2:])
@@ -59,13 +62,13 @@ def batch_of(latents: Tensor, poses: Tensor, recalled: Tensor, prompt_ids: Tenso
     paths = poses.numpy()
     before = np.broadcast_to(np.maximum(np.arange(frames) - 1, 0), (clips, frames))
     moves = []
-    for seen in (before, recalled.numpy()):
-        of = paths[np.arange(clips)[:, None], seen]
+    for source in (before, recalled.numpy()):
+        of = paths[np.arange(clips)[:, None], source]
         move, down = moves_between(paths.reshape(-1, 4, 4), of.reshape(-1, 4, 4))
         moves.append(move.unflatten(0, (clips, frames)))
     relative = np.stack([camera.relative_live(np.concatenate([path[:1], path]), SCALE) for path in paths])
     on_cpu = (torch.from_numpy(relative), torch.stack(moves), down.unflatten(0, (clips, frames)),
-              default_intrinsics(width, height), recalled, prompt_ids, change)  # fmt: skip
+              default_intrinsics(width, height), recalled, seen.float(), prompt_ids, change)  # fmt: skip
     return Batch(latents, *(t.to(device) for t in on_cpu))
 
 
@@ -74,7 +77,7 @@ def upto(batch: Batch, frames: int) -> Batch:
     part = slice(0, frames)
     return replace(
         batch, latents=batch.latents[:, part], relative=batch.relative[:, part], moves=batch.moves[:, :, part],
-        down=batch.down[:, part], recalled=batch.recalled[:, part],
+        down=batch.down[:, part], recalled=batch.recalled[:, part], seen=batch.seen[:, part],
     )  # fmt: skip
 
 
@@ -184,9 +187,9 @@ def next_generation(predict: Callable[[Tensor, Tensor], Tensor], sigmas: Sequenc
     return clean
 
 
-def flow_loss(clean: Tensor, noise: Tensor, flow: Tensor) -> Tensor:
-    """Mean squared error of the flow n - x0 (flow matching; Lipman et al. 2022)."""
-    return (flow - (noise - clean)).square().mean()
+def flow_loss(clean: Tensor, noise: Tensor, flow: Tensor, weight: Tensor) -> Tensor:
+    """Mean squared error of the flow n - x0 (flow matching; Lipman et al. 2022), cells weighted by [C, m, h, w]."""
+    return ((flow - (noise - clean)).square() * weight[:, :, None]).mean()
 
 
 def holding(rows: Tensor, changed: Tensor) -> Tensor:

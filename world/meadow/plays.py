@@ -108,16 +108,18 @@ def draw_play(play: Play, geometry: Geometry, device: torch.device) -> Truth:
         at = torch.tensor([i for i, own in enumerate(looks) if own == look])
         colour, far = render(make_terrain([play.seed], [look], device), poses[at][None], lens, size)
         rgb[at], depth[at] = colour[0].cpu(), far[0].cpu()
-    eyes = eyes_of(make_terrain([play.seed], [play.look]), play.poses[list(play.kept)])
+    eyes = eyes_of(make_terrain([play.seed], [play.look]), play.poses[None, list(play.kept)])[0]
     return Truth(as_served(rgb), rgb.numpy(), depth, eyes)
 
 
 def eyes_of(terrain: Land, poses: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Poses [n, 4, 4] at the height the teacher draws them from, in the one world of `terrain`."""
-    at = torch.from_numpy(poses[:, :3, 3]) * UNIT_M
-    land = terrain.take(torch.zeros(len(at), dtype=torch.int64))
+    """Poses [B, n, 4, 4] at the height the teacher draws them from, each path in a world of its own, in order."""
+    paths, count = poses.shape[:2]
+    land = terrain.take(torch.arange(paths, device=terrain.key.device).repeat_interleave(count))
+    at = torch.from_numpy(poses[..., :3, 3]).reshape(-1, 3).to(terrain.key.device) * UNIT_M
+    height = eye_height(land, at[:, 0], at[:, 2], -at[:, 1]).cpu().numpy()
     eyes = poses.astype(np.float64)
-    eyes[:, 1, 3] = -eye_height(land, at[:, 0], at[:, 2], -at[:, 1]).numpy() / UNIT_M
+    eyes[..., 1, 3] = -height.reshape(paths, count) / UNIT_M
     return eyes
 
 

@@ -54,6 +54,7 @@ KL = 1e-4  # weight of the divergence
 VIEWINGS = 8  # batches of clips that take turns
 POOL = 12  # batches whose histories grow old together
 VISITS = 2  # updates from every generation of a batch's history
+INVENTED = 0.15  # weight of what a student has to invent
 OLDEST = 16  # generations after which a batch's history begins anew
 
 
@@ -255,7 +256,8 @@ def latent_batches(
         at = torch.from_numpy(picked)
         prompts = [shard.prompts[i][which] for which in (0, 1) for i in picked]
         z = (shard.pictures[at.to(device)].float() - mean) / std
-        yield batch_of(z, shard.poses[at], shard.recalled[at], dataset.prompt_ids(prompts), shard.change[at])
+        ids = dataset.prompt_ids(prompts)
+        yield batch_of(z, shard.poses[at], shard.recalled[at], shard.seen[at], ids, shard.change[at])
 
 
 def to_device(clips: dataset.Clips, device: torch.device) -> dataset.Clips:
@@ -315,6 +317,13 @@ def generation(flow: Graphed, cfg: WorldConfig, aged: Aged) -> Tensor:
     return next_generation(predict, cfg.schedule.sigmas, aged.history)
 
 
+def worth(aged: Aged) -> Tensor:
+    """Weights [C, m, h, w] of the loss. What the start never showed is the student's own invention as soon as the
+    history is its own, and held to the teacher's it would learn to blur whatever it has invented."""
+    seen = aged.batch.seen
+    return torch.ones_like(seen) if aged.generation == 0 else INVENTED + (1 - INVENTED) * seen
+
+
 def fresh(batch: Batch) -> Aged:
     count, device = len(batch.latents), batch.latents.device
     far = torch.randint(0, 20_000, (count,), device=device) * (torch.rand(count, device=device) < 0.5)
@@ -344,9 +353,11 @@ def dit(args: argparse.Namespace, device: torch.device) -> Run:
             return predict(cfg, network, text, Batch(*batch), noisy, history, sigma, far)
 
     def learning(
-        noise: Tensor, history: Tensor, sigma: Tensor, far: Tensor, clean: Tensor, *rest: Tensor
+        weight: Tensor, noise: Tensor, history: Tensor, sigma: Tensor, far: Tensor, *batch: Tensor
     ) -> list[Tensor]:
-        loss = flow_loss(clean, noise, flow(noised(clean, sigma, noise), history, sigma, far, clean, *rest))
+        clean = batch[0]
+        made = flow(noised(clean, sigma, noise), history, sigma, far, *batch)
+        loss = flow_loss(clean, noise, made, weight)
         run.descend(loss)
         return [loss.detach()]
 
@@ -364,7 +375,8 @@ def dit(args: argparse.Namespace, device: torch.device) -> Run:
         level = level * (torch.rand_like(level) < 0.8) * (1.0 if aged.generation == 0 else 0.3)
         clean = aged.batch.latents
         history, noise = aged.history + level * torch.randn_like(clean), torch.randn_like(clean)
-        (loss,) = learn(noise, history, levels(served, clean), aged.far, *aged.batch.tensors())
+        weight = worth(aged)
+        (loss,) = learn(weight, noise, history, levels(served, clean), aged.far, *aged.batch.tensors())
         run.update(loss)
         if run.step % 100 == 0:
             error = (aged.history - clean)[:, -1].square().mean().sqrt().item()
@@ -407,7 +419,8 @@ def preview(args: argparse.Namespace, device: torch.device) -> None:
     with autocast(device):
         video = dataset.to_video(held.pictures, device)
         z = encode_clip(network, video)
-        batch = batch_of(z.float(), held.poses, held.recalled, dataset.prompt_ids(prompts), held.change)
+        ids = dataset.prompt_ids(prompts)
+        batch = batch_of(z.float(), held.poses, held.recalled, held.seen, ids, held.change)
         made = rollout(cfg, modules["dit"], modules["text"], batch).float()
         seen = decode_clip(network, made)
         again = decode_clip(network, z.float())

@@ -46,9 +46,9 @@ def walk(frames: int, clips: int = 2) -> Batch:
     poses = random_poses(np.random.default_rng(0), clips, 4 * frames - 3)[:, ::4]
     recalled = torch.from_numpy(np.stack([recalled_frames(path, cfg.views) for path in poses]))
     change = torch.tensor([frames, 3])
-    return batch_of(
-        torch.randn(shape), torch.from_numpy(poses), recalled, torch.randint(2, 100, (2 * clips, 12)), change
-    )
+    seen = torch.ones(clips, frames, *shape[3:])
+    ids = torch.randint(2, 100, (2 * clips, 12))
+    return batch_of(torch.randn(shape), torch.from_numpy(poses), recalled, seen, ids, change)
 
 
 @torch.no_grad()
@@ -110,7 +110,7 @@ def test_the_condition_in_training_is_the_one_that_is_served():
     recalled = torch.from_numpy(recalled_frames(poses, cfg.views))[None]
     assert len(recalled.unique()) > 2 and (recalled[0].diff() < 0).any()  # it did come back
     ids, never = torch.ones(2, 1, dtype=torch.int64), torch.tensor([frames])
-    batch = batch_of(truth, torch.from_numpy(poses)[None], recalled, ids, never)
+    batch = batch_of(truth, torch.from_numpy(poses)[None], recalled, torch.ones(1, frames, 4, 6), ids, never)
     torch.testing.assert_close(condition(history, batch, cfg.eye_units), torch.stack(shown), rtol=1e-4, atol=1e-5)
 
 
