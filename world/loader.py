@@ -9,7 +9,6 @@ import torch
 
 from world.checkpoint import VAE_FILE, dit_config, find_dit, read_config, vae_config
 from world.chunk import Report, WeightLayout, World, WorldError
-from world.config import WorldConfig
 from world.leader import RankedWorld
 from world.meadow.built_in import load_meadow
 from world.meadow.start_scenes import START_SCENES, draw_scene
@@ -88,14 +87,9 @@ def load_published(
     stored = read_shapes(found.dit)
     vae_path = checkpoint / VAE_FILE
     vae_tensors = load_pickle(vae_path)
-    cfg = WorldConfig(
-        name=found.name,
-        geometry=found.geometry,
-        dit=dit_config(stored, read_config(found.dit), found.dit),
-        vae=vae_config({key: tuple(t.shape) for key, t in vae_tensors.items()}, vae_path),
-        schedule=found.schedule,
-        window_frames=found.window_frames,
-        sink_frames=found.sink_frames,
+    cfg = found.world_config(
+        dit_config(stored, read_config(found.dit), found.dit),
+        vae_config({key: tuple(t.shape) for key, t in vae_tensors.items()}, vae_path),
     )
     with torch.device("meta"):
         dit, vae = CausalDiT(cfg.dit), VideoVAE(cfg.vae)
