@@ -146,17 +146,26 @@ def spread_of(args: argparse.Namespace) -> Spread:
     return Spread(args.ranks, args.gpus, args.weights)
 
 
-def world_loader(path: str | None, num_slots: int, spread: Spread = Spread()) -> LoadWorld:
-    """Loads on the thread that calls it, and imports what a world needs only then."""
+def world_loader(
+    path: str | None, num_slots: int, spread: Spread = Spread(), tell: Callable[[str], None] | None = None
+) -> LoadWorld:
+    """Loads on the thread that calls it, and imports what a world needs only then. With `tell` it says first what that
+    will take of the memory there is, WorldError if it does not fit."""
 
     def load(report: Report) -> World:
         if path == "pattern" and spread == Spread():  # numpy only: there within a blink
             return PatternWorld(num_slots=num_slots)
         report("importing torch", 0.0)
-        from world.loader import check_gpus, load_world
+        from world.loader import check_gpus, load_world, memory_there, plan_world
 
         if spread.gpus is not None:
             check_gpus(spread.gpus)
+        if tell is not None and path != "pattern":
+            report("planning memory", 0.0)
+            plan, there = plan_world(path, num_slots, spread.ranks, spread.weights), memory_there(spread.ranks)
+            if there is not None:
+                plan.check(there)
+            tell(plan.sentence(there))
         world: World = load_world(path, num_slots, report, spread.ranks, spread.weights)
         return world
 
@@ -170,7 +179,8 @@ def run(args: argparse.Namespace) -> int:
         settings = Settings(
             host=args.host, port=args.port, capacity=args.players, record=recordings(args), saves=shelf(args)
         )
-        engine_stopped, code = asyncio.run(_serve(settings, world_loader(args.world, args.players, spread_of(args))))
+        load = world_loader(args.world, args.players, spread_of(args), _say)
+        engine_stopped, code = asyncio.run(_serve(settings, load))
     except ServeError as fault:
         print(f"gameserver: {fault}", file=sys.stderr)
         return 1
@@ -179,6 +189,11 @@ def run(args: argparse.Namespace) -> int:
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def _say(line: str) -> None:
+    """On stderr, over the line of progress if there is one."""
+    print(f"\r\x1b[K{line}" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
 
 
 async def _serve(settings: Settings, load: LoadWorld) -> tuple[bool, int]:
