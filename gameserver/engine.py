@@ -31,6 +31,7 @@ from gameserver.notes import Ended, Frames, Joined, Loaded, Note, Refused
 from gameserver.recorder import Recorder
 from gameserver.saves import SaveRefused, Saves
 from sessions.lockstep import ControlQueueFull
+from sessions.parking import Parking
 from sessions.roster import Full, UnknownSession
 from sessions.tick import Counters, Finished, Game, TickResult
 from sessions.trajectory import PoseQueueFull
@@ -74,19 +75,21 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         recorder: Recorder | None = None,  # what is told goes through it; it delivers to the same place
         saves: Saves | None = None,
+        park_bytes: int = 0,  # of the host's memory, for sessions that stand still while others want their slots
     ) -> None:
         self.mailbox = mailbox
         self.phase = Phase.LOADING
         self.progress = Progress("starting", 0.0)
         self.world: World | None = None  # set once it is loaded
         self.counters: Counters | None = None  # set once the game begins
+        self.parking: Parking | None = None  # likewise
         self.failure: str | None = None  # a sentence
         self.loops = 0
         self.ticks = 0
         self._load = load
         self._deliver = deliver
         self._diary = Diary(deliver, recorder, saves)
-        self._recorder, self._saves = recorder, saves
+        self._recorder, self._saves, self._park_bytes = recorder, saves, park_bytes
         self._to_save: dict[str, Keep] = {}  # by session, for when no chunk of it is under way
         self._returning: dict[str, Return] = {}  # by session, until they are where they were
         self._clock = clock
@@ -137,8 +140,8 @@ class Engine:
         self.phase = Phase.PREWARMING
         self._report("warming up", 0.0)
         self.world.prewarm(self._report)
-        game = Game(self.world)
-        self.counters = game.counters
+        game = Game(self.world, self._park_bytes)
+        self.counters, self.parking = game.counters, game.parking
         self._beat_s = self._clock()
         self.phase = Phase.READY
         self._deliver([])  # somebody may wait for this

@@ -50,6 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save-days", type=positive, default=90.0, metavar="DAYS", help="that a save is kept (default: %(default)s)"
     )
+    parking = parser.add_mutually_exclusive_group()
+    host = "memory of the host for sessions that stand still while others want their slots (default: %(default)s)"
+    parking.add_argument("--park-gb", type=positive, default=4.0, metavar="GB", help=host)
+    parking.add_argument("--no-park", action="store_true", help="whoever has a slot keeps it")
     every = "between two automatic saves of each session, which a crash goes back to (default: %(default)s)"
     parser.add_argument("--save-every", type=positive, default=20.0, metavar="SECONDS", help=every)
 
@@ -177,8 +181,9 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         settings = Settings(
-            host=args.host, port=args.port, capacity=args.players, record=recordings(args), saves=shelf(args)
-        )
+            host=args.host, port=args.port, capacity=args.players, record=recordings(args), saves=shelf(args),
+            park_bytes=0 if args.no_park else int(args.park_gb * 1e9),
+        )  # fmt: skip
         load = world_loader(args.world, args.players, spread_of(args), _say)
         engine_stopped, code = asyncio.run(_serve(settings, load))
     except ServeError as fault:

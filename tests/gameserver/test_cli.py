@@ -105,6 +105,8 @@ def test_records_where_it_is_told_or_where_the_user_keeps_things(
         "serve --ranks 0",
         "serve --ranks 2 --gpus 2",
         "bench --ranks 2 --weights some",
+        "serve --park-gb 0",
+        "serve --no-park --park-gb 3",
         "memory --budget-gb 0",
         "memory --players 0",
         "clip --seconds 1",
@@ -125,7 +127,7 @@ def test_help_names_every_option(command: str, capsys: pytest.CaptureFixture[str
     told = capsys.readouterr().out
     options = {
         "": "serve bot bench memory replay clip",
-        "serve": "--host --port --world --players --record-dir --no-record",
+        "serve": "--host --port --world --players --record-dir --no-record --park-gb --no-park",
         "bot": "--seconds --script --save",
         "memory": "--world --players --budget-gb --dtype --ranks --weights --json",
         "replay": "--verify --together --video --overlay --from --to --world --json",
