@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from gameserver.backpressure import Limits
 from gameserver.counts import Counts
-from gameserver.engine import Engine, LoadWorld, Phase
+from gameserver.engine import Engine, LoadWorld, Phase, Pledge
 from gameserver.journal import Keep
 from gameserver.ledger import Ticket, hash_token
 from gameserver.lobby import Lobby, Seat
@@ -42,6 +42,7 @@ class Settings:
     record: Keep | None = None  # None: sessions are not recorded
     saves: Shelf | None = None  # None: nothing is saved, and a crash is the end of every session
     park_bytes: int = 0  # of memory, for sessions that stand still while others want their places; 0: nobody is parked
+    pledge: Pledge = "none"  # whether real time is measured, and kept
 
 
 class Door:
@@ -54,8 +55,9 @@ class Door:
         lost = (lambda session_id: None) if self.saves is None else self.saves.forget
         self.recorder = None if settings.record is None else Recorder(settings.record, self._post, lost)
         self.engine = Engine(
-            load, self._post, self.mailbox, recorder=self.recorder, saves=self.saves, park_bytes=settings.park_bytes
-        )
+            load, self._post, self.mailbox, recorder=self.recorder, saves=self.saves, park_bytes=settings.park_bytes,
+            pledge=settings.pledge,
+        )  # fmt: skip
         self.recovery: Recovery | None = None
         if self.saves is not None and settings.record is not None:
             self.recovery = Recovery(settings.record.directory, self.saves)

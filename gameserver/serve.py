@@ -54,6 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     host = "memory of the host for sessions that stand still while others want their slots (default: %(default)s)"
     parking.add_argument("--park-gb", type=positive, default=4.0, metavar="GB", help=host)
     parking.add_argument("--no-park", action="store_true", help="whoever has a slot keeps it")
+    only = "let in no more players than are not slowed, as measured at the start (default: that is said, no more)"
+    parser.add_argument("--realtime-only", action="store_true", help=only)
     every = "between two automatic saves of each session, which a crash goes back to (default: %(default)s)"
     parser.add_argument("--save-every", type=positive, default=20.0, metavar="SECONDS", help=every)
 
@@ -183,6 +185,7 @@ def run(args: argparse.Namespace) -> int:
         settings = Settings(
             host=args.host, port=args.port, capacity=args.players, record=recordings(args), saves=shelf(args),
             park_bytes=0 if args.no_park else int(args.park_gb * 1e9),
+            pledge="enforced" if args.realtime_only else "advised",
         )  # fmt: skip
         load = world_loader(args.world, args.players, spread_of(args), _say)
         engine_stopped, code = asyncio.run(_serve(settings, load))
@@ -224,6 +227,8 @@ async def _serve(settings: Settings, load: LoadWorld) -> tuple[bool, int]:
             print(f"gameserver: {app.door.engine.failure}", file=sys.stderr)
             code = 1
         elif not stop.is_set():
+            if (real_time := app.door.engine.real_time) is not None:
+                print(real_time.sentence, file=sys.stderr, flush=True)
             print(f"Open {app.url} in a browser to play. Ctrl-C ends it.", flush=True)
             ended = asyncio.create_task(app.door.ended.wait())
             await asyncio.wait({stopping, ended}, return_when=asyncio.FIRST_COMPLETED)

@@ -92,11 +92,12 @@ class Counters:
 class Game:
     """Every method belongs to one thread. Ids that do not play raise UnknownSession."""
 
-    def __init__(self, world: World, park_bytes: int = 0) -> None:
-        """`park_bytes`: of the host's memory, for sessions that stand still while others want their slots."""
+    def __init__(self, world: World, park_bytes: int = 0, most: int | None = None) -> None:
+        """`park_bytes`: of the host's memory, for sessions that stand still while others want their slots. `most`: who
+        play at once, fewer than there are slots."""
         self._world = world
         self._planner = Planner(world.max_rows)
-        self.roster = Roster(world.num_slots)
+        self.roster = Roster(world.num_slots if most is None else min(most, world.num_slots))
         self.parking = Parking(world, self.roster, park_bytes)
         self.counters = Counters()
 

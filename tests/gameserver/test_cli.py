@@ -127,7 +127,7 @@ def test_help_names_every_option(command: str, capsys: pytest.CaptureFixture[str
     told = capsys.readouterr().out
     options = {
         "": "serve bot bench memory replay clip",
-        "serve": "--host --port --world --players --record-dir --no-record --park-gb --no-park",
+        "serve": "--host --port --world --players --record-dir --no-record --park-gb --no-park --realtime-only",
         "bot": "--seconds --script --save",
         "memory": "--world --players --budget-gb --dtype --ranks --weights --json",
         "replay": "--verify --together --video --overlay --from --to --world --json",
