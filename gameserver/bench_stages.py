@@ -64,7 +64,7 @@ class Crowd:
     def __init__(self, world: World, clock: Callable[[], float], max_rows: int | None = None):
         scene = world.scenes[0]
         self._start = world.encode_prompt(scene.prompt), world.prepare_image(scene.image), scene
-        self.world, self.game, self._clock = world, Game(world, max_rows), clock
+        self.world, self.game, self._clock = world, Game(world, max_rows=max_rows), clock
         self._max_rows = max_rows or world.max_rows
         self._now_s, self._seq = 0.0, 0
         self.tick_s: list[float] = []  # of the last chunk

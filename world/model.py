@@ -324,17 +324,27 @@ class DiffusionWorld:
 def warm_up(world: World, report: Report) -> None:
     """Every number of rows, in a first and in a later chunk: begin, decode and commit. The most come first: the memory
     that they take is then enough for all."""
-    scene, f = world.scenes[0], world.geometry.chunk_frames
-    text, image = world.encode_prompt(scene.prompt), world.prepare_image(scene.image)
-    start = Start(0, text, image, scene.intrinsics, scene.scale)
-    poses, keys = np.tile(np.eye(4, dtype=np.float32), (f + 1, 1, 1)), np.zeros((f, 4), np.float32)
-    sizes = range(1, min(world.num_slots, world.max_rows) + 1)
+    start, sizes = usual_start(world), range(1, min(world.num_slots, world.max_rows) + 1)
     for slot in sizes:
         world.open(slot, start)
     for done, size in enumerate(reversed(sizes)):
         report("warming up", done / len(sizes))
-        for chunk_index in (0, 1):
-            for step in (0, world.num_steps - 1, world.num_steps):
-                world.step([Row(slot, chunk_index, step, poses, keys) for slot in range(1, size + 1)])
+        exercise(world, size)
     for slot in sizes:
         world.close(slot)
+
+
+def usual_start(world: World) -> Start:
+    """From the first scene."""
+    scene = world.scenes[0]
+    text, image = world.encode_prompt(scene.prompt), world.prepare_image(scene.image)
+    return Start(0, text, image, scene.intrinsics, scene.scale)
+
+
+def exercise(world: World, size: int, chunks: Sequence[int] = (0, 1), steps: Sequence[int] | None = None) -> None:
+    """What the first `size` slots, which are open, do together in these chunks: a first and a later one are all."""
+    f = world.geometry.chunk_frames
+    poses, keys = np.tile(np.eye(4, dtype=np.float32), (f + 1, 1, 1)), np.zeros((f, 4), np.float32)
+    for chunk_index in chunks:
+        for step in steps or (0, world.num_steps - 1, world.num_steps):
+            world.step([Row(slot, chunk_index, step, poses, keys) for slot in range(1, size + 1)])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from world.chunk import Scene
 from world.config import WorldConfig
-from world.nn.dit import CausalDiT, keeps_float32
+from world.nn.dit import CausalDiT, served_dtypes
 from world.nn.vae import VideoVAE
 from world.weights import DtypeOf
 
@@ -57,7 +57,7 @@ def random_networks(
     generator = torch.Generator(device).manual_seed(seed)
     with torch.device("meta"):
         dit, vae = CausalDiT(cfg.dit), VideoVAE(cfg.vae)
-    fill_randomly(dit, lambda key: torch.float32 if keeps_float32(key) else dtype, device, generator)
+    fill_randomly(dit, served_dtypes(dtype), device, generator)
     fill_randomly(vae, lambda key: dtype, device, generator)
     return (
         dit.eval(),
