@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,10 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
+from gameserver import bench_geometry
+from gameserver.arguments import player_counts
+from gameserver.bench_geometry import add_counts, add_geometry
+from gameserver.bench_machine import machine
 from gameserver.bench_walk import start, walk
 from gameserver.progress import report
 from gameserver.recording_cost import RecordingCost, measure_recording
-from gameserver.serve import add_spread_arguments, player_count, spread_of, world_loader
+from gameserver.serve import add_spread_arguments, spread_of, world_loader
 from world.chunk import World, WorldError
 
 
@@ -44,23 +45,19 @@ class Measured:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--world", help="a checkpoint's directory, or `pattern` for test pictures (default: meadow)")
-    counts = "how many at once (default: 1,2,4,8)"
-    parser.add_argument("--players", type=_player_counts, default=(1, 2, 4, 8), help=counts)
-    parser.add_argument("--chunks", type=player_count, default=8, help="measured for each (default: %(default)s)")
-    parser.add_argument("--warmup", type=player_count, default=2, help="chunks before that (default: %(default)s)")
+    add_counts(parser)
+    add_geometry(parser)
     agents = "measure instead how fast so many gymnasium environments step, such as 1,4,16, on a server of their own"
-    parser.add_argument("--environments", type=_player_counts, metavar="COUNTS", help=agents)
+    parser.add_argument("--environments", type=player_counts, metavar="COUNTS", help=agents)
     parser.add_argument("--recording", action="store_true", help="measure what recording costs instead")
     add_spread_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="only one line of JSON on stdout")
-
-
-def _player_counts(text: str) -> tuple[int, ...]:
-    return tuple(player_count(part) for part in text.split(","))
 
 
 def run(args: argparse.Namespace) -> int:
     """A table, or with --json one line."""
+    if args.geometry or args.ablation:
+        _check_alone(args)
+        return bench_geometry.run(args)
     if args.environments:
         return _run_environments(args)
     started_s = time.perf_counter()
@@ -75,6 +72,15 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({**about, "results": [asdict(result) for result in results]}))
     return 0
+
+
+def _check_alone(args: argparse.Namespace) -> None:
+    """WorldError for options that a bench of random weights would not heed."""
+    given = {"--world": args.world, "--environments": args.environments, "--recording": args.recording}
+    given |= {"--gpus": args.gpus, "--ranks": args.ranks > 1 and not args.ablation}
+    for option, value in given.items():
+        if value:
+            raise WorldError(f"{option} does not go with {'--ablation' if args.ablation else '--geometry'}")
 
 
 def _players(world: World, args: argparse.Namespace) -> Iterator[Measured]:
@@ -160,27 +166,3 @@ def describe(world: World, load_s: float) -> dict[str, object]:
         "torch": "not loaded" if torch is None else str(torch.__version__),
         "load_seconds": round(load_s, 2),
     }
-
-
-def machine() -> dict[str, object]:
-    return {"cpu": _cpu_model(), "cores": _cores(), "commit": _commit()}
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

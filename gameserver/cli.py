@@ -1,4 +1,4 @@
-"""The `gameserver` command: serve, bot, bench, replay, clip. A failure is one sentence on stderr and an exit code."""
+"""The `gameserver` command and its parts. A failure is one sentence on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from gameserver import bench, bot_command, clip, replay, serve
+from gameserver import bench, bot_command, clip, memory, replay, serve
 from world.chunk import WorldError
 
 COMMANDS = {
     "serve": (serve, "serve a world to players"),
     "bot": (bot_command, "play on a server, measure and save what comes"),
     "bench": (bench, "measure a world on this machine, without sockets"),
+    "memory": (memory, "say what a world takes of a device's memory, and how many players that holds"),
     "replay": (replay, "make recorded sessions again, and say whether they are equal to the bit"),
     "clip": (clip, "make videos: an image, a prompt and camera poses in, as many at once as you like"),
 }

@@ -19,10 +19,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gameserver.arguments import player_count
 from gameserver.clip_jobs import JobError, NamedJob, one_job, prepare, read_jobs
 from gameserver.preparation import Preparation
 from gameserver.progress import line, report
-from gameserver.serve import player_count, world_loader
+from gameserver.serve import world_loader
 from gameserver.video_file import VideoFile
 from sessions.clip_game import Clip, Clips
 from sessions.tick import Finished

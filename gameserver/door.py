@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from gameserver.backpressure import Limits
 from gameserver.counts import Counts
-from gameserver.engine import Engine, LoadWorld, Phase
+from gameserver.engine import Engine, LoadWorld, Phase, Pledge
 from gameserver.journal import Keep
 from gameserver.ledger import Ticket, hash_token
 from gameserver.lobby import Lobby, Seat
@@ -41,6 +41,8 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     record: Keep | None = None  # None: sessions are not recorded
     saves: Shelf | None = None  # None: nothing is saved, and a crash is the end of every session
+    park_bytes: int = 0  # of memory, for sessions that stand still while others want their places; 0: nobody is parked
+    pledge: Pledge = "none"  # whether real time is measured, and kept
 
 
 class Door:
@@ -52,7 +54,10 @@ class Door:
         self.saves = None if settings.saves is None else Saves(settings.saves, self._post)
         lost = (lambda session_id: None) if self.saves is None else self.saves.forget
         self.recorder = None if settings.record is None else Recorder(settings.record, self._post, lost)
-        self.engine = Engine(load, self._post, self.mailbox, recorder=self.recorder, saves=self.saves)
+        self.engine = Engine(
+            load, self._post, self.mailbox, recorder=self.recorder, saves=self.saves, park_bytes=settings.park_bytes,
+            pledge=settings.pledge,
+        )  # fmt: skip
         self.recovery: Recovery | None = None
         if self.saves is not None and settings.record is not None:
             self.recovery = Recovery(settings.record.directory, self.saves)
@@ -169,7 +174,9 @@ class Door:
         seed = secrets.randbelow(2**32) if seed is None else seed
         joined: asyncio.Future[None] = self._loop.create_future()
         seat = Seat(secrets.token_hex(4), secrets.token_urlsafe(18), control, scene_id, prompt, seed, joined, None)
-        self.lobby.add(seat)
+        # Over the capacity the game says who can come in; but places of those who come back after a crash are theirs.
+        parks = self.settings.park_bytes > 0 and not self._returning
+        self.lobby.add(seat, over=self.lobby.capacity if parks else 0)
         return seat
 
     def occupied(self, seat: Seat) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from gameserver.diary import Diary
 from gameserver.mailbox import (
@@ -28,9 +29,11 @@ from gameserver.mailbox import (
     Step,
 )
 from gameserver.notes import Ended, Frames, Joined, Loaded, Note, Refused
+from gameserver.realtime import RealTime, measure
 from gameserver.recorder import Recorder
 from gameserver.saves import SaveRefused, Saves
 from sessions.lockstep import ControlQueueFull
+from sessions.parking import Parking
 from sessions.roster import Full, UnknownSession
 from sessions.tick import Counters, Finished, Game, TickResult
 from sessions.trajectory import PoseQueueFull
@@ -42,6 +45,7 @@ HEARTBEAT_S = 0.5  # the longest wait for a letter
 STUCK_S = 30.0  # a loop that took longer is reported as unhealthy
 
 LoadWorld = Callable[[Report], World]
+Pledge = Literal["none", "advised", "enforced"]  # of real time: not measured, measured, or kept by refusing players
 Deliver = Callable[[Sequence[Note]], None]  # called on the engine's thread; must not block
 
 
@@ -74,19 +78,24 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         recorder: Recorder | None = None,  # what is told goes through it; it delivers to the same place
         saves: Saves | None = None,
+        park_bytes: int = 0,  # of the host's memory, for sessions that stand still while others want their slots
+        pledge: Pledge = "none",
     ) -> None:
         self.mailbox = mailbox
         self.phase = Phase.LOADING
         self.progress = Progress("starting", 0.0)
         self.world: World | None = None  # set once it is loaded
         self.counters: Counters | None = None  # set once the game begins
+        self.parking: Parking | None = None  # likewise
+        self.real_time: RealTime | None = None  # likewise, if it was to be measured
         self.failure: str | None = None  # a sentence
         self.loops = 0
         self.ticks = 0
         self._load = load
         self._deliver = deliver
         self._diary = Diary(deliver, recorder, saves)
-        self._recorder, self._saves = recorder, saves
+        self._recorder, self._saves, self._park_bytes = recorder, saves, park_bytes
+        self._pledge = pledge
         self._to_save: dict[str, Keep] = {}  # by session, for when no chunk of it is under way
         self._returning: dict[str, Return] = {}  # by session, until they are where they were
         self._clock = clock
@@ -137,12 +146,24 @@ class Engine:
         self.phase = Phase.PREWARMING
         self._report("warming up", 0.0)
         self.world.prewarm(self._report)
-        game = Game(self.world)
-        self.counters = game.counters
+        game = Game(self.world, self._park_bytes, self._most())
+        self.counters, self.parking = game.counters, game.parking
         self._beat_s = self._clock()
         self.phase = Phase.READY
         self._deliver([])  # somebody may wait for this
         return game
+
+    def _most(self) -> int | None:
+        """Who may play at once, if there is another limit than slots. WorldError where that is nobody."""
+        if self._pledge == "none":
+            return None
+        assert self.world is not None
+        self.real_time = measure(self.world, self._clock, self._report)
+        if self._pledge != "enforced":
+            return None
+        if self.real_time.players == 0:
+            raise WorldError(f"this machine is too slow for --realtime-only. {self.real_time.sentence}")
+        return self.real_time.players
 
     def _play(self, game: Game) -> None:
         why = "the server failed"
@@ -271,7 +292,7 @@ class Engine:
         except UnknownSession:  # it left while this was on its way
             return None
         except Full as fault:
-            return Refused(session_id, "full", str(fault))
+            return self._refuse(session_id, str(fault))
         except ControlQueueFull as fault:
             return Refused(session_id, "control_queue_full", str(fault))
         except PoseQueueFull as fault:
@@ -280,6 +301,15 @@ class Engine:
             code = {Extend: "bad_pose", Fork: "bad_save", Rewind: "bad_save", Return: "bad_save"}
             return Refused(session_id, code.get(type(letter), "out_of_order"), str(fault))
         return None
+
+    def _refuse(self, session_id: str, why: str) -> Refused:
+        """For want of a slot, or of time."""
+        assert self.world is not None
+        real_time = self.real_time if self._pledge == "enforced" else None
+        if real_time is None or real_time.players >= self.world.num_slots:
+            return Refused(session_id, "full", why)
+        only = f"{real_time.players} player{'s' * (real_time.players != 1)}"
+        return Refused(session_id, "not_real_time", f"this server holds {only} in real time: one more would slow all")
 
     def _ask(self, game: Game, session_id: str, prompt: Prompt | None) -> None:
         if prompt is not None:

@@ -74,9 +74,10 @@ class Lobby:
             (seat for seat in self._seats.values() if secrets.compare_digest(seat.audience.code.encode(), wanted)), None
         )
 
-    def add(self, seat: Seat) -> None:
-        """ProtocolError `full` if there is no seat left."""
-        if len(self) + self.reserved >= self.capacity:
+    def add(self, seat: Seat, over: int = 0) -> None:
+        """ProtocolError `full` if there is no seat left. `over`: how many there may be over the capacity, while none is
+        reserved, as some of those who have seats stand still."""
+        if len(self) + self.reserved >= self.capacity + (0 if self.reserved else over):
             raise ProtocolError("full", f"all {self.capacity} places are taken")
         self._seats[seat.session_id] = self._tokens[seat.token] = seat
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from gameserver import journal, saves
 from gameserver.app import App, ServeError, running
+from gameserver.arguments import player_count, port_number, positive, rank_count
 from gameserver.door import Settings
 from gameserver.engine import LoadWorld, Phase
 from gameserver.journal import Keep
@@ -50,6 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save-days", type=positive, default=90.0, metavar="DAYS", help="that a save is kept (default: %(default)s)"
     )
+    parking = parser.add_mutually_exclusive_group()
+    host = "memory of the host for sessions that stand still while others want their slots (default: %(default)s)"
+    parking.add_argument("--park-gb", type=positive, default=4.0, metavar="GB", help=host)
+    parking.add_argument("--no-park", action="store_true", help="whoever has a slot keeps it")
+    only = "let in no more players than are not slowed, as measured at the start (default: that is said, no more)"
+    parser.add_argument("--realtime-only", action="store_true", help=only)
     every = "between two automatic saves of each session, which a crash goes back to (default: %(default)s)"
     parser.add_argument("--save-every", type=positive, default=20.0, metavar="SECONDS", help=every)
 
@@ -62,34 +69,6 @@ def add_spread_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--gpus", type=rank_count, metavar="N", help="GPUs to serve on (default: the one there is)")
     layouts = "of several ranks: all weights on each, 1/N of them, or 1/N until first used (default: %(default)s)"
     parser.add_argument("--weights", choices=WEIGHT_LAYOUTS, default=WEIGHT_LAYOUTS[0], help=layouts)
-
-
-def port_number(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= 65535:
-        raise argparse.ArgumentTypeError(f"{port} is not one of 0 to 65535")
-    return port
-
-
-def player_count(text: str) -> int:
-    players = int(text)
-    if not 1 <= players <= 255:
-        raise argparse.ArgumentTypeError(f"{players} players is not one of 1 to 255")
-    return players
-
-
-def rank_count(text: str) -> int:
-    ranks = int(text)
-    if not 1 <= ranks <= 64:
-        raise argparse.ArgumentTypeError(f"{ranks} is not one of 1 to 64")
-    return ranks
-
-
-def positive(text: str) -> float:
-    number = float(text)
-    if not 0 < number < 1e9:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return number
 
 
 def recordings(args: argparse.Namespace) -> Keep | None:
@@ -146,17 +125,26 @@ def spread_of(args: argparse.Namespace) -> Spread:
     return Spread(args.ranks, args.gpus, args.weights)
 
 
-def world_loader(path: str | None, num_slots: int, spread: Spread = Spread()) -> LoadWorld:
-    """Loads on the thread that calls it, and imports what a world needs only then."""
+def world_loader(
+    path: str | None, num_slots: int, spread: Spread = Spread(), tell: Callable[[str], None] | None = None
+) -> LoadWorld:
+    """Loads on the thread that calls it, and imports what a world needs only then. With `tell` it says first what that
+    will take of the memory there is, WorldError if it does not fit."""
 
     def load(report: Report) -> World:
         if path == "pattern" and spread == Spread():  # numpy only: there within a blink
             return PatternWorld(num_slots=num_slots)
         report("importing torch", 0.0)
-        from world.loader import check_gpus, load_world
+        from world.loader import check_gpus, load_world, memory_there, plan_world
 
         if spread.gpus is not None:
             check_gpus(spread.gpus)
+        if tell is not None and path != "pattern":
+            report("planning memory", 0.0)
+            plan, there = plan_world(path, num_slots, spread.ranks, spread.weights), memory_there(spread.ranks)
+            if there is not None:
+                plan.check(there)
+            tell(plan.sentence(there))
         world: World = load_world(path, num_slots, report, spread.ranks, spread.weights)
         return world
 
@@ -168,9 +156,12 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         settings = Settings(
-            host=args.host, port=args.port, capacity=args.players, record=recordings(args), saves=shelf(args)
-        )
-        engine_stopped, code = asyncio.run(_serve(settings, world_loader(args.world, args.players, spread_of(args))))
+            host=args.host, port=args.port, capacity=args.players, record=recordings(args), saves=shelf(args),
+            park_bytes=0 if args.no_park else int(args.park_gb * 1e9),
+            pledge="enforced" if args.realtime_only else "advised",
+        )  # fmt: skip
+        load = world_loader(args.world, args.players, spread_of(args), _say)
+        engine_stopped, code = asyncio.run(_serve(settings, load))
     except ServeError as fault:
         print(f"gameserver: {fault}", file=sys.stderr)
         return 1
@@ -179,6 +170,11 @@ def run(args: argparse.Namespace) -> int:
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def _say(line: str) -> None:
+    """On stderr, over the line of progress if there is one."""
+    print(f"\r\x1b[K{line}" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
 
 
 async def _serve(settings: Settings, load: LoadWorld) -> tuple[bool, int]:
@@ -204,6 +200,8 @@ async def _serve(settings: Settings, load: LoadWorld) -> tuple[bool, int]:
             print(f"gameserver: {app.door.engine.failure}", file=sys.stderr)
             code = 1
         elif not stop.is_set():
+            if (real_time := app.door.engine.real_time) is not None:
+                print(real_time.sentence, file=sys.stderr, flush=True)
             print(f"Open {app.url} in a browser to play. Ctrl-C ends it.", flush=True)
             ended = asyncio.create_task(app.door.ended.wait())
             await asyncio.wait({stopping, ended}, return_when=asyncio.FIRST_COMPLETED)

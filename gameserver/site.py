@@ -77,7 +77,8 @@ class Site:
         """Whether a player could come in: prewarmed, healthy and a seat free; a balancer looks here."""
         engine, players, capacity = self._door.engine, len(self._door.lobby), self._door.lobby.capacity
         plays = engine.phase is Phase.READY and engine.unhealthy(engine.now_s()) is None and not self._door.closing
-        ready = plays and players + self._door.lobby.reserved < capacity
+        parked = 0 if engine.parking is None else len(engine.parking)
+        ready = plays and players - parked + self._door.lobby.reserved < capacity
         return _json(
             {"ready": ready, "phase": engine.phase, "players": players, "capacity": capacity},
             HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE,
@@ -187,6 +188,15 @@ def _measure(door: Door) -> list[Metric]:
             counter("sessions_recovered_total", "Sessions brought back after a crash.", back.recovered),
             counter("recoveries_failed_total", "Sessions that could not be brought back.", back.failed),
             counter("recoveries_expired_total", "Sessions nobody came back for.", back.expired),
+        ]
+    if engine.parking is not None:
+        metrics += [
+            counter(
+                "sessions_parked_total", "Sessions that gave up their slots, standing still.", engine.parking.parked
+            ),
+            counter("sessions_unparked_total", "Parked sessions that got a slot again.", engine.parking.returned),
+            gauge("sessions_parked", "Sessions without a slot.", len(engine.parking)),
+            gauge("parked_bytes", "Host memory that parked sessions take.", engine.parking.held_bytes),
         ]
     if game is not None:
         by_rows = {str(rows): float(game.forwards_of[rows]) for rows in range(1, door.lobby.capacity + 1)}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import msgspec
-
 from sessions.trajectory import ChunkPath, ControlKind, Heading
 from world.chunk import Prompt, SlotState
 
@@ -39,11 +37,16 @@ class Past:
 
 
 def pack(moment: Moment) -> bytes:
+    # Imported here, so that playing alone, as a benchmark does on a machine of somebody else, needs numpy only.
+    import msgspec
+
     return msgspec.msgpack.encode(moment)
 
 
 def unpack(data: bytes) -> Moment:
     """ValueError if that is not a moment."""
+    import msgspec
+
     try:
         return msgspec.msgpack.decode(data, type=Moment)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as fault:

@@ -21,6 +21,8 @@ from sessions.trajectory import (
 )
 from world.chunk import Geometry, Prompt, Row
 
+NO_SLOT = 0  # a world's padding row is nobody's
+
 
 class State(StrEnum):
     WAITING = "waiting"  # between two chunks
@@ -78,7 +80,17 @@ class Session:
         return self.state in (State.DENOISING, State.COMMITTING)
 
     @property
+    def parked(self) -> bool:
+        """It has no slot: it stands still, or waits for one."""
+        return self.slot == NO_SLOT
+
+    @property
     def can_start(self) -> bool:
+        return not self.parked and self.wants_to_start
+
+    @property
+    def wants_to_start(self) -> bool:
+        """In a slot, if it has none."""
         if self.state is not State.WAITING:
             return False
         if self.past:
@@ -116,7 +128,7 @@ class Session:
 
     def notice(self, now_s: float) -> None:
         """In lockstep the client says when a chunk may start: now, if that was not so before. Waiting is not late."""
-        if self.lockstep is not None and not self.lockstep.asked and self.can_start:
+        if self.lockstep is not None and not self.lockstep.asked and self.wants_to_start:
             self.lockstep.asked = True
             self.ready_s = now_s
             self.pacing.ask(self.chunk_index, now_s)
@@ -140,6 +152,13 @@ class Session:
         if self.path is None or not self.in_chunk:
             raise IllegalState(f"session {self.id!r} has no chunk under way")
         return Row(self.slot, self.chunk_index, self.step_index, self.path.row_poses, self.path.keys, self.prompt)
+
+    def settle(self, slot: int, now_s: float) -> None:
+        """It was parked, and goes on in this slot: its clock begins anew, as nothing plays at the client."""
+        self.slot = slot
+        if self.lockstep is None:
+            self.pacing.restart(self.chunk_index, now_s)
+            self.ready_s = now_s
 
     def advance(self, now_s: float) -> None:
         """The row has run."""

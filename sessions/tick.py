@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sessions.control import Control
 from sessions.moment import Past, Save
+from sessions.parking import Parking
 from sessions.planner import Planner
 from sessions.roster import Roster
 from sessions.session import Session, State
@@ -91,17 +92,21 @@ class Counters:
 class Game:
     """Every method belongs to one thread. Ids that do not play raise UnknownSession."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, park_bytes: int = 0, most: int | None = None, max_rows: int | None = None) -> None:
+        """`park_bytes`: of the host's memory, for sessions that stand still while others want their slots. `most`: who
+        play at once, fewer than there are slots. `max_rows`: at most so many a forward, if that is fewer than the world
+        takes."""
         self._world = world
-        self._planner = Planner(world.max_rows)
-        self.roster = Roster(world.num_slots)
+        self._planner = Planner(world.max_rows if max_rows is None else min(max_rows, world.max_rows))
+        self.roster = Roster(world.num_slots if most is None else min(most, world.num_slots))
+        self.parking = Parking(world, self.roster, park_bytes)
         self.counters = Counters()
 
     def join(
         self, session_id: str, start: Start, control: ControlKind, now_s: float, lockstep: bool = False
     ) -> Session:
-        """Begin a stream in a free slot. Full, or DuplicateSession."""
-        slot = self.roster.next_slot(session_id)
+        """Begin a stream in a free slot, or in that of a session that stands still. Full, or DuplicateSession."""
+        slot = self.parking.slot_for(session_id, now_s)
         self._world.open(slot, start)
         return self._admit(session_id, slot, control, start.prompt.text, now_s, lockstep)
 
@@ -110,7 +115,7 @@ class Game:
         a chunk."""
         session = self.roster[session_id]
         moment = session.moment(save_id)
-        return Save(moment, self._world.export(session.slot))
+        return Save(moment, self.parking.state(session_id) if session.parked else self._world.export(session.slot))
 
     def rewind(
         self, session_id: str, save: Save, next_prompt: Prompt | None, now_s: float, same_clock: bool = True
@@ -120,6 +125,8 @@ class Game:
         session = self.roster[session_id]
         if save.moment.control != session.control:
             raise ValueError(f"the save is of a session that is moved by {save.moment.control}")
+        if session.parked and not self.parking.bring_back(session, now_s):
+            raise ValueError("every slot is taken by somebody who plays: try again")
         self._world.restore(session.slot, save.state)
         session.resume(save.moment, next_prompt, now_s, same_clock)
 
@@ -129,7 +136,7 @@ class Game:
     ) -> Session:  # fmt: skip
         """Go on from a save as another session, in a free slot, in lockstep or not, whichever the save's was. Full,
         DuplicateSession, or ValueError as `rewind`."""
-        slot = self.roster.next_slot(session_id)
+        slot = self.parking.slot_for(session_id, now_s)
         self._world.restore(slot, save.state)
         session = self._admit(session_id, slot, save.moment.control, save.moment.prompt, now_s, lockstep)
         session.resume(save.moment, next_prompt, now_s, same_clock)
@@ -155,7 +162,10 @@ class Game:
         """End a stream, also in the middle of a chunk, and give its slot back."""
         session = self.roster.remove(session_id)
         session.move(State.ENDED)
-        self._world.close(session.slot)
+        if session.parked:
+            self.parking.forget(session_id)
+        else:
+            self._world.close(session.slot)
 
     def steer(self, session_id: str, control: Control) -> None:
         """ValueError if the control is out of order, or the session is moved by poses. ControlQueueFull in lockstep."""
@@ -187,7 +197,8 @@ class Game:
 
     def due_s(self, now_s: float) -> float | None:
         """When the next tick has work, not before now; None while nobody needs anything."""
-        return self._planner.due_s(self.roster, now_s)
+        due = (self._planner.due_s(self.roster, now_s), self.parking.due_s(now_s))
+        return min((at_s for at_s in due if at_s is not None), default=None)
 
     def tick(self, now_s: float, clock: Callable[[], float]) -> TickResult:
         """Plan, run one forward, hand out what is finished. `clock` is read once, after the forward.
@@ -196,6 +207,7 @@ class Game:
         """
         for session in self.roster:
             session.notice(now_s)
+        self.parking.bring_back_all(now_s)
         sessions = self._planner.plan(self.roster, now_s)
         if not sessions:
             return TickResult((), ())

@@ -16,11 +16,11 @@ FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob(
 NETWORKS = [path for path in FILES if path.relative_to(ROOT).as_posix().startswith("world/nn/")]
 
 ONLY_IN = {
-    "world": {"torch", "safetensors", "transformers", "flash_attn"},
+    "world": {"torch", "safetensors", "transformers"},
     "gameserver": {"asyncio", "websockets", "av", "socket", "http", "ssl"},
 }
 NUMPY_ONLY = {"world.chunk", "world.motion", "world.pattern", "world.snapshot"}  # what sessions may know of a world
-OF_WORLD_FOR_SERVER = NUMPY_ONLY | {"world.loader"}
+OF_WORLD_FOR_SERVER = NUMPY_ONLY | {"world.loader", "world.instrument"}
 CLOCK_READERS = ("gameserver/engine.py", "gameserver/connection.py", "gameserver/app.py")
 OWN_CLOCK = (
     "gameserver/bench",

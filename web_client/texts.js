@@ -11,7 +11,7 @@ export const STATES = {
     title: 'Every place is taken',
     text: 'There is no line here: the next free place goes to whoever asks first, and this page keeps asking for you.',
     primary: 'Ask now', secondary: 'Back',
-    operator: 'The session count reached the capacity that `serve --players` set.',
+    operator: 'The session count reached what `serve --players` set, or what `--realtime-only` allows.',
   },
   reconnecting: {
     title: 'The line broke', text: 'Your world is kept for a while. This page keeps trying to get you back in.',
@@ -65,6 +65,7 @@ export const ERRORS = {
     operator: 'A message that the session’s state does not allow, or a sequence number or clock that went back.',
   },
   full: { state: 'full' },
+  not_real_time: { state: 'full' },
   not_ready: { state: 'warming' },
   unknown_scene: {
     title: 'That place is not on this map', text: 'The start scene in the link is not one of this server’s.',

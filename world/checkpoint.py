@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from world.chunk import PATCH, SPATIAL_STRIDE, Geometry, WorldError
+from world.config import WorldConfig
 from world.nn.dit import DiTConfig
 from world.nn.vae import LATENT_MEAN, VAEConfig
 from world.sampler import V1_INDICES, V2_INDICES, Schedule, published
@@ -46,18 +47,34 @@ class Layout:
     def schedule(self) -> Schedule:
         return published(self.shift, self.table_indices)
 
+    def world_config(self, dit: DiTConfig, vae: VAEConfig) -> WorldConfig:
+        """The release with a DiT and a VAE of these sizes."""
+        return WorldConfig(
+            name=self.name,
+            geometry=self.geometry,
+            dit=dit,
+            vae=vae,
+            schedule=self.schedule,
+            window_frames=self.window_frames,
+            sink_frames=self.sink_frames,
+        )
+
+
+def layouts(checkpoint: Path) -> list[Layout]:
+    """Every release, as it was published, with the place of its DiT in a checkpoint's directory."""
+    # v1 was published without a window, which a stream without end needs: 15 recent frames and a sink of 3.
+    return [
+        Layout("lingbot-world-fast-v1", checkpoint / "lingbot_world_fast", 10.0, V1_INDICES, 3, 18, 3),
+        Layout("lingbot-world-fast-v2-14b", checkpoint / "transformers", 10.0, V2_INDICES, 4, 18, 6),
+        Layout("lingbot-world-fast-v2-1.3b", checkpoint, 5.0, V2_INDICES, 4, 18, 6),
+    ]
+
 
 def find_dit(checkpoint: Path) -> Layout:
     """The release in a directory; local_attn_size and sink_size of its config.json, then its own file, override."""
     if not checkpoint.is_dir():
         raise WorldError(f"{checkpoint} is not a directory")
-    # v1 was published without a window, which a stream without end needs: 15 recent frames and a sink of 3.
-    layouts = [
-        Layout("lingbot-world-fast-v1", checkpoint / "lingbot_world_fast", 10.0, V1_INDICES, 3, 18, 3),
-        Layout("lingbot-world-fast-v2-14b", checkpoint / "transformers", 10.0, V2_INDICES, 4, 18, 6),
-        Layout("lingbot-world-fast-v2-1.3b", checkpoint, 5.0, V2_INDICES, 4, 18, 6),
-    ]
-    found = [layout for layout in layouts if _has_weights(layout.dit)]
+    found = [layout for layout in layouts(checkpoint) if _has_weights(layout.dit)]
     if not found:
         raise WorldError(
             f"{checkpoint} has no DiT: no safetensors files in lingbot_world_fast/, in transformers/ or beside them"

@@ -10,7 +10,7 @@ from world.config import WorldConfig
 from world.nn.dit import CausalDiT, patchify, unpatchify
 from world.nn.rope import rotations
 from world.sampler import clean, renoise
-from world.slab import Slab, gather, put
+from world.slab import Gathered, Slab, put
 
 
 class Denoiser:
@@ -32,7 +32,9 @@ class Denoiser:
 
     def set_text(self, slot: int, rows: Tensor) -> None:
         """Give a slot the prompt encoded as [n, text_dim]: its cross-attention K and V, once a prompt."""
-        put(self.slab.text, torch.tensor([slot], device=rows.device), self.dit.text(rows[None]))
+        for kept, new in zip(self.slab.text, self.dit.text(rows[None]), strict=True):
+            for t, value in zip(kept, new, strict=True):
+                t[slot] = value[0]
 
     def begin(self, slots: Tensor, control: Tensor, condition: Tensor, noise: Tensor) -> None:
         """Start a chunk in each slot: control [B, control * 64, f, h, w], condition [B, 20, f, h, w], noise
@@ -56,8 +58,8 @@ class Denoiser:
             ranks.mine(patchify(torch.cat([x, slab.y[slots]], dim=1))),
             self.e[steps],
             self.e0[steps],
-            gather(slab.camera, slots),
-            gather(slab.text, slots),
+            Gathered(slab.camera, slots),
+            Gathered(slab.text, slots),
             (ranks.mine(cos), ranks.mine(sin)),
             slab.view(slots, first_frame),
             num_outputs,

@@ -6,22 +6,30 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
-from world.checkpoint import VAE_FILE, dit_config, find_dit, read_config, vae_config
+from world.checkpoint import TEXT_FILE, VAE_FILE, dit_config, find_dit, read_config, vae_config
 from world.chunk import Report, WeightLayout, World, WorldError
 from world.config import WorldConfig
 from world.leader import RankedWorld
 from world.meadow.built_in import load_meadow
+from world.meadow.config import TEXT, meadow_config
 from world.meadow.start_scenes import START_SCENES, draw_scene
+from world.memory import MemoryPlan as MemoryPlan
+from world.memory import available_bytes, plan
+from world.memory import gb as gb
 from world.model import DiffusionWorld
-from world.nn.dit import CausalDiT, keeps_float32
+from world.nn.dit import CausalDiT, served_dtypes
+from world.nn.text import ByteTextEncoder
 from world.nn.vae import VideoVAE
 from world.pattern import PatternWorld
+from world.published import PUBLISHED, UMT5_XXL, published_config
 from world.ranks import ALONE, Ranks
 from world.sharding import lay_out
-from world.text import load_umt5
-from world.weights import load_into, load_pickle, load_tensors_into, read_shapes
+from world.text import load_umt5, umt5_network, umt5_sizes
+from world.weights import Stored, load_into, load_pickle, load_tensors_into, read_shapes
 
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 PUBLISHED_SCENES = 4  # start pictures drawn for a checkpoint, which comes with none
 
 
@@ -63,6 +71,53 @@ def load_part(path: str | None, num_slots: int, layout: WeightLayout, ranks: Ran
     return load_published(Path(path), num_slots, device, dtype, report, ranks, layout)
 
 
+def read_checkpoint(checkpoint: Path) -> tuple[WorldConfig, dict[str, Stored], dict[str, Tensor]]:
+    """What a published checkpoint's files say it is, where the DiT's tensors lie, and the VAE's, mapped into memory."""
+    found = find_dit(checkpoint)
+    stored = read_shapes(found.dit)
+    vae_path = checkpoint / VAE_FILE
+    vae_tensors = load_pickle(vae_path)
+    cfg = found.world_config(
+        dit_config(stored, read_config(found.dit), found.dit),
+        vae_config({key: tuple(t.shape) for key, t in vae_tensors.items()}, vae_path),
+    )
+    return cfg, stored, vae_tensors
+
+
+def plan_world(
+    path: str | None,
+    num_slots: int,
+    num_ranks: int = 1,
+    layout: WeightLayout = "replicated",
+    dtype_name: str | None = None,
+) -> MemoryPlan:
+    """What `load_world` would take of each rank's memory. Also for PUBLISHED models by name, without their files.
+    `dtype_name`: another than this machine would serve in."""
+    device = serving_device() if num_ranks == 1 else torch.device("cpu")
+    dtype = serving_dtype(device) if dtype_name is None else DTYPES[dtype_name]
+    text: nn.Module
+    if path == "pattern":
+        raise WorldError("the pattern world has no weights and no slab whose memory could be planned")
+    if path is None or path == "meadow":
+        cfg, text_dtype = meadow_config(), torch.float32
+        with torch.device("meta"):
+            text = ByteTextEncoder(TEXT)
+    elif path in PUBLISHED:
+        cfg, text, text_dtype = published_config(path), umt5_network(UMT5_XXL), dtype
+    else:
+        cfg, _, _ = read_checkpoint(Path(path))
+        text_path, text_dtype = Path(path) / TEXT_FILE, dtype
+        text = umt5_network(umt5_sizes(text_path, load_pickle(text_path)))
+    return plan(cfg, dtype, text, text_dtype, num_slots, device, num_ranks, layout)
+
+
+def memory_there(num_ranks: int = 1) -> int | None:
+    """Bytes that each rank may plan with on this machine now, None where that cannot be known."""
+    device = serving_device() if num_ranks == 1 else torch.device("cpu")
+    free = available_bytes(device)
+    return None if free is None else free // num_ranks
+
+
 def check_gpus(num_gpus: int) -> None:
     """WorldError unless this server can use so many."""
     there = torch.cuda.device_count()
@@ -84,23 +139,11 @@ def load_published(
     ranks: Ranks = ALONE,
     layout: WeightLayout = "replicated",
 ) -> DiffusionWorld:
-    found = find_dit(checkpoint)
-    stored = read_shapes(found.dit)
-    vae_path = checkpoint / VAE_FILE
-    vae_tensors = load_pickle(vae_path)
-    cfg = WorldConfig(
-        name=found.name,
-        geometry=found.geometry,
-        dit=dit_config(stored, read_config(found.dit), found.dit),
-        vae=vae_config({key: tuple(t.shape) for key, t in vae_tensors.items()}, vae_path),
-        schedule=found.schedule,
-        window_frames=found.window_frames,
-        sink_frames=found.sink_frames,
-    )
+    cfg, stored, vae_tensors = read_checkpoint(checkpoint)
     with torch.device("meta"):
         dit, vae = CausalDiT(cfg.dit), VideoVAE(cfg.vae)
-    load_into(dit, stored, lambda key: torch.float32 if keeps_float32(key) else dtype, device, report)
-    load_tensors_into(vae, vae_path, vae_tensors, lambda key: dtype, device, report, "loading the VAE")
+    load_into(dit, stored, served_dtypes(dtype), device, report)
+    load_tensors_into(vae, checkpoint / VAE_FILE, vae_tensors, lambda key: dtype, device, report, "loading the VAE")
     text = load_umt5(checkpoint, cfg.dit.text_len, dtype, device, report) if ranks.index == 0 else None
     for module in (dit, vae):
         module.eval().requires_grad_(False)

@@ -15,7 +15,9 @@ from torch import Tensor
 from world import camera
 from world.chunk import DrawStart, Geometry, Identity, Picture, Prompt, Report, Row, Scene, SlotState, Start, World
 from world.config import WorldConfig
+from world.crossing import Arrivals, send
 from world.denoiser import Denoiser
+from world.graphs import Graphs, graphs_for
 from world.identity import arithmetic, config_text, digest, weights_digests
 from world.nn.dit import CausalDiT
 from world.nn.vae import VideoVAE
@@ -67,6 +69,8 @@ class DiffusionWorld:
         self.ranks = ranks
         self.slab = Slab(cfg, num_slots, self.device, dit.dtype, vae.dtype, ranks)
         self.denoiser = Denoiser(cfg, dit, self.slab)
+        most = min(num_slots, cfg.max_rows)
+        self.graphs = graphs_for(self.device, most) if ranks.size == 1 else Graphs(self.device)
         self._num_slots = num_slots
         self._streams: dict[int, _Stream] = {}
         self._text_lock = threading.Lock()
@@ -190,47 +194,53 @@ class DiffusionWorld:
             self._begin(starting)
         denoising = [row for row in rows if row.step_index < self.num_steps]
         commits = [row for row in rows if row.step_index == self.num_steps]
-        noise = [self._noise(row, row.step_index + 1) for row in denoising]
-        fresh = torch.stack(noise) if noise else self.slab.x[:0]
-        slots, chunks, steps = self._columns([*denoising, *commits])
-        self.denoiser.step(slots, chunks, steps, len(denoising), fresh)
+        self._denoise([*denoising, *commits], len(denoising))
         done = [row for row in denoising if row.step_index == self.num_steps - 1]
         if self.cfg.conditioning == "warp":
             self._remember(done)
         return self._decode([row for row in done if self.ranks.decodes(row.slot)])
 
-    def _columns(self, rows: Sequence[Row]) -> Tensor:
-        """int64 [3, B]: slots, chunk indices, step indices."""
-        columns = [[row.slot for row in rows], [row.chunk_index for row in rows], [row.step_index for row in rows]]
-        return torch.tensor(columns, dtype=torch.int64).to(self.device, non_blocking=True)
+    def _denoise(self, rows: Sequence[Row], num_outputs: int) -> None:
+        """One forward; the first `num_outputs` rows denoise, the others commit. In a fixed size all rows are outputs
+        or none (a commit among them leaves its latents as they are: its sigma is 0), the last of the padding slot."""
+        size = self.graphs.size(len(rows))
+        outputs = num_outputs if not self.graphs.sizes else size if num_outputs else 0
+        columns = np.zeros((3, size), np.int64)  # slots, chunk indices, step indices
+        columns[2] = self.num_steps
+        idle, fresh = columns.copy(), np.zeros((outputs, *self.slab.x.shape[1:]), np.float32)
+        columns[:, : len(rows)] = np.transpose([(row.slot, row.chunk_index, row.step_index) for row in rows])
+        for at, row in enumerate(rows[:num_outputs]):
+            if row.step_index + 1 < self.num_steps:  # nothing is drawn for a step that is not taken
+                fresh[at] = self._noise(row, row.step_index + 1)
 
-    def _noise(self, row: Row, step_index: int) -> Tensor:
-        """What step `step_index` of the row's chunk starts from; nothing is drawn for a step that is not taken."""
-        shape = tuple(self.slab.x.shape[1:])
-        if step_index == self.num_steps:
-            return torch.zeros(shape, device=self.device)
-        return torch.from_numpy(noise(self._streams[row.slot].seed, row.chunk_index, step_index, shape)).to(self.device)
+        def forward(columns: Tensor, fresh: Tensor) -> None:
+            self.denoiser.step(*columns, outputs, fresh)
+
+        self.graphs.run("denoise", forward, (columns, fresh), (idle, np.zeros_like(fresh)))
+
+    def _noise(self, row: Row, step_index: int) -> NDArray[np.float32]:
+        """What step `step_index` of the row's chunk starts from."""
+        return noise(self._streams[row.slot].seed, row.chunk_index, step_index, tuple(self.slab.x.shape[1:]))
 
     def _begin(self, rows: Sequence[Row]) -> None:
         for row in rows:
             if row.prompt is not None:
                 self.denoiser.set_text(row.slot, row.prompt.encoded)
-        slots = self._columns(rows)[0]
         condition = torch.stack([self._condition(row) for row in rows])
-        fresh = torch.stack([self._noise(row, 0) for row in rows])
-        self.denoiser.begin(slots, self._control(rows), condition, fresh)
+        fresh = np.stack([self._noise(row, 0) for row in rows])
+        slots, x = send(self.device, np.array([row.slot for row in rows]), fresh)
+        self.denoiser.begin(slots, self._control(rows), condition, x)
 
     def _control(self, rows: Sequence[Row]) -> Tensor:
         """Camera channels of the rows' chunks, [B, control * 64, f, h, w]."""
         streams = [self._streams[row.slot] for row in rows]
         steps = [camera.relative_live(row.poses, stream.scale) for row, stream in zip(rows, streams, strict=True)]
-        relative = torch.from_numpy(np.stack(steps)).to(self.device)
-        intrinsics = torch.from_numpy(np.stack([stream.intrinsics for stream in streams])).to(self.device)
+        seen_from = np.stack(steps), np.stack([stream.intrinsics for stream in streams])
         size = self.geometry.height, self.geometry.width
         if self.cfg.dit.control_channels == 7:
-            keys = torch.from_numpy(np.stack([row.keys for row in rows])).to(self.device)
+            relative, intrinsics, keys = send(self.device, *seen_from, np.stack([row.keys for row in rows]))
             return camera.act(relative, keys, intrinsics, *size)
-        return camera.rays(relative, intrinsics, *size)
+        return camera.rays(*send(self.device, *seen_from), *size)
 
     def _condition(self, row: Row) -> Tensor:
         """y [20 or 40, f, h, w]."""
@@ -259,10 +269,8 @@ class DiffusionWorld:
     ) -> Tensor:
         """A latent [16, h, w] seen from one pose, as it would look from f others: [20, f, h, w]."""
         moves, down = moves_between(new, np.repeat(old, len(new), axis=0))
-        return warp_condition(
-            latent.expand(len(new), -1, -1, -1), moves.to(self.device), down.to(self.device),
-            torch.from_numpy(intrinsics).to(self.device), self.cfg.eye_units,
-        )  # fmt: skip
+        seen_from = send(self.device, moves.numpy(), down.numpy(), intrinsics)
+        return warp_condition(latent.expand(len(new), -1, -1, -1), *seen_from, self.cfg.eye_units)
 
     def _remember(self, rows: Sequence[Row]) -> None:
         """Keep the newest latent of these rows' finished chunks where no view stands for it."""
@@ -274,43 +282,69 @@ class DiffusionWorld:
     def _decode(self, rows: Sequence[Row]) -> list[Picture]:
         """Rows' finished latents -> pictures, a latent frame of all rows at a time. Rows at the start of a stream
         decode apart for one frame: the first latent gives one picture, every later one four."""
-        pieces: dict[int, list[NDArray[np.uint8]]] = {row.slot: [] for row in rows}
+        if not rows:
+            return []
+        arrivals = Arrivals(self.device)
+        pieces: dict[int, list[Tensor]] = {row.slot: [] for row in rows}
         for i in range(self.geometry.chunk_frames):
             for first in (True, False):
                 slots = [row.slot for row in rows if (row.chunk_index == 0 and i == 0) == first]
                 if slots:
-                    for slot, frames in zip(slots, self._decode_frame(slots, i, first), strict=True):
-                        pieces[slot].append(frames)
-        return [self._picture(row, np.concatenate(pieces[row.slot])) for row in rows]
+                    frames = arrivals.fetch(self._decode_frame(slots, i, first)[: len(slots)])
+                    for slot, own in zip(slots, frames, strict=True):
+                        pieces[slot].append(own)
+        latents = [arrivals.fetch(self.slab.x[row.slot]) for row in rows]
+        arrivals.wait()
+        return [self._picture(row, pieces[row.slot], x) for row, x in zip(rows, latents, strict=True)]
 
-    def _picture(self, row: Row, frames: NDArray[np.uint8]) -> Picture:
-        latents = self.slab.x[row.slot].cpu()
+    def _picture(self, row: Row, pieces: Sequence[Tensor], latents: Tensor) -> Picture:
         means = latents.numpy().mean(axis=(1, 2, 3), dtype=np.float64).astype(np.float32)
+        frames = np.concatenate([piece.numpy() for piece in pieces])
         return Picture(row.slot, row.chunk_index, frames, digest(latents), means)
 
-    def _decode_frame(self, slots: Sequence[int], index: int, first: bool) -> NDArray[np.uint8]:
-        """Latent frame `index` of these slots' chunks -> I420 [B, 1 or 4, H * 3 // 2, W]; their caches move on."""
-        at = torch.tensor([self.ranks.decoder_row(slot) for slot in slots], device=self.device)
-        z = self.slab.x[torch.tensor(slots, device=self.device), :, index : index + 1]
-        video, caches = self.vae.decode(z, [cache[at] for cache in self.slab.decoder], first)
-        for kept, new in zip(self.slab.decoder, caches, strict=True):
-            kept.index_copy_(0, at, new.to(kept.dtype))
-        return to_i420(video).cpu().numpy()
+    def _decode_frame(self, slots: Sequence[int], index: int, first: bool) -> Tensor:
+        """Latent frame `index` of these slots' chunks -> I420 [B, 1 or 4, H * 3 // 2, W], B as a graph has it and these
+        rows first; their caches move on."""
+        columns = np.zeros((3, self.graphs.size(len(slots))), np.int64)  # slots, rows of the caches, latent frames
+        idle = columns.copy()
+        columns[:, : len(slots)] = np.transpose([(slot, self.ranks.decoder_row(slot), index) for slot in slots])
+
+        def decode(columns: Tensor) -> Tensor:
+            slots, at, frames = columns
+            z = self.slab.x[slots, :, frames].unsqueeze(2)
+            video, caches = self.vae.decode(z, [cache[at] for cache in self.slab.decoder], first)
+            for kept, new in zip(self.slab.decoder, caches, strict=True):
+                kept.index_copy_(0, at, new.to(kept.dtype))
+            return to_i420(video)
+
+        made: Tensor = self.graphs.run(("decode", first), decode, [columns], [idle])
+        return made
 
 
 def warm_up(world: World, report: Report) -> None:
-    """Every number of rows, in a first and in a later chunk: begin, decode and commit."""
-    scene, f = world.scenes[0], world.geometry.chunk_frames
-    text, image = world.encode_prompt(scene.prompt), world.prepare_image(scene.image)
-    start = Start(0, text, image, scene.intrinsics, scene.scale)
-    poses, keys = np.tile(np.eye(4, dtype=np.float32), (f + 1, 1, 1)), np.zeros((f, 4), np.float32)
-    sizes = range(1, min(world.num_slots, world.max_rows) + 1)
+    """Every number of rows, in a first and in a later chunk: begin, decode and commit. The most come first: the memory
+    that they take is then enough for all."""
+    start, sizes = usual_start(world), range(1, min(world.num_slots, world.max_rows) + 1)
     for slot in sizes:
         world.open(slot, start)
-    for size in sizes:
-        report("warming up", (size - 1) / len(sizes))
-        for chunk_index in (0, 1):
-            for step in (0, world.num_steps - 1, world.num_steps):
-                world.step([Row(slot, chunk_index, step, poses, keys) for slot in range(1, size + 1)])
+    for done, size in enumerate(reversed(sizes)):
+        report("warming up", done / len(sizes))
+        exercise(world, size)
     for slot in sizes:
         world.close(slot)
+
+
+def usual_start(world: World) -> Start:
+    """From the first scene."""
+    scene = world.scenes[0]
+    text, image = world.encode_prompt(scene.prompt), world.prepare_image(scene.image)
+    return Start(0, text, image, scene.intrinsics, scene.scale)
+
+
+def exercise(world: World, size: int, chunks: Sequence[int] = (0, 1), steps: Sequence[int] | None = None) -> None:
+    """What the first `size` slots, which are open, do together in these chunks: a first and a later one are all."""
+    f = world.geometry.chunk_frames
+    poses, keys = np.tile(np.eye(4, dtype=np.float32), (f + 1, 1, 1)), np.zeros((f, 4), np.float32)
+    for chunk_index in chunks:
+        for step in steps or (0, world.num_steps - 1, world.num_steps):
+            world.step([Row(slot, chunk_index, step, poses, keys) for slot in range(1, size + 1)])

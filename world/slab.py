@@ -161,8 +161,8 @@ def label(name: str, rank: int) -> str:
 
 
 def store(t: Tensor) -> Stored:
-    """A copy of a tensor, off its device."""
-    whole = t.detach().to("cpu", copy=True).contiguous()
+    """A copy of a tensor, off its device: from a GPU into pinned memory, which its copy engine reaches by itself."""
+    whole = torch.empty(t.shape, dtype=t.dtype, pin_memory=t.is_cuda).copy_(t)
     return Stored(DTYPES[t.dtype], tuple(t.shape), whole.reshape(-1).view(torch.uint8).numpy())
 
 
@@ -174,9 +174,19 @@ def unstore(stored: Stored) -> Tensor:
     return torch.from_numpy(stored.data).view(dtype).reshape(stored.shape)
 
 
-def gather(pairs: Sequence[Pair], slots: Tensor) -> list[Pair]:
-    """The slots' rows of what a slab keeps per layer."""
-    return [(a[slots], b[slots]) for a, b in pairs]
+class Gathered(Sequence[Pair]):
+    """The slots' rows of what a slab keeps per layer, copied when a layer asks: all at once would take as much memory
+    as the players do."""
+
+    def __init__(self, pairs: Sequence[Pair], slots: Tensor):
+        self.pairs, self.slots = pairs, slots
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, layer_index: int) -> Pair:  # type: ignore[override]
+        a, b = self.pairs[layer_index]
+        return a[self.slots], b[self.slots]
 
 
 def put(pairs: Sequence[Pair], slots: Tensor, new: Sequence[Pair]) -> None:

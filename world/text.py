@@ -8,6 +8,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +33,17 @@ UMT5_BLOCK = {
     "1.layer_norm.weight": "norm2.weight",
 }
 UMT5_REST = {"shared.weight": "token_embedding.weight", "encoder.final_layer_norm.weight": "norm.weight"}
+
+
+@dataclass(frozen=True, slots=True)
+class UMT5Sizes:
+    vocabulary: int
+    dim: int
+    head_dim: int
+    ffn_dim: int
+    num_layers: int
+    num_heads: int
+    buckets: int  # of relative positions
 
 
 class TextEncoder(Protocol):
@@ -109,7 +121,18 @@ def load_umt5(checkpoint: Path, text_len: int, dtype: torch.dtype, device: torch
 
 def umt5(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device, report: Report) -> Any:
     """transformers' umT5 encoder with the published tensors, its sizes taken from them."""
-    transformers = _extra("transformers")
+    sizes = umt5_sizes(path, tensors)
+    network = umt5_network(sizes)
+    names = dict(UMT5_REST)
+    for i in range(sizes.num_layers):
+        names |= {f"encoder.block.{i}.layer.{ours}": f"blocks.{i}.{theirs}" for ours, theirs in UMT5_BLOCK.items()}
+    load_tensors_into(network, path, tensors, lambda name: dtype, device, report, "loading the text encoder", names)
+    network.set_input_embeddings(network.shared)  # the encoder's own name for the same table
+    return network.eval()
+
+
+def umt5_sizes(path: Path, tensors: Mapping[str, Tensor]) -> UMT5Sizes:
+    """Of the published tensors."""
 
     def shape(key: str) -> tuple[int, ...]:
         if key not in tensors:
@@ -123,27 +146,35 @@ def umt5(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: 
     inner = shape("blocks.0.attn.q.weight")[0]
     if inner % heads:
         raise WorldError(f"{path}: blocks.0.attn.q.weight has {inner} rows, which do not split into {heads} heads")
-    config = transformers.UMT5Config(
-        vocab_size=vocabulary,
-        d_model=dim,
-        d_kv=inner // heads,
-        d_ff=shape("blocks.0.ffn.fc1.weight")[0],
+    return UMT5Sizes(
+        vocabulary=vocabulary,
+        dim=dim,
+        head_dim=inner // heads,
+        ffn_dim=shape("blocks.0.ffn.fc1.weight")[0],
         num_layers=len({key.split(".")[1] for key in tensors if key.startswith("blocks.")}),
         num_heads=heads,
-        relative_attention_num_buckets=buckets,
+        buckets=buckets,
+    )
+
+
+def umt5_network(sizes: UMT5Sizes) -> Any:
+    """transformers' umT5 encoder on the meta device."""
+    transformers = _extra("transformers")
+    config = transformers.UMT5Config(
+        vocab_size=sizes.vocabulary,
+        d_model=sizes.dim,
+        d_kv=sizes.head_dim,
+        d_ff=sizes.ffn_dim,
+        num_layers=sizes.num_layers,
+        num_heads=sizes.num_heads,
+        relative_attention_num_buckets=sizes.buckets,
         relative_attention_max_distance=128,
         layer_norm_epsilon=1e-6,
         feed_forward_proj="gated-gelu",
         dropout_rate=0.0,
     )
     with torch.device("meta"):
-        network = transformers.UMT5EncoderModel(config)
-    names = dict(UMT5_REST)
-    for i in range(config.num_layers):
-        names |= {f"encoder.block.{i}.layer.{ours}": f"blocks.{i}.{theirs}" for ours, theirs in UMT5_BLOCK.items()}
-    load_tensors_into(network, path, tensors, lambda name: dtype, device, report, "loading the text encoder", names)
-    network.set_input_embeddings(network.shared)  # the encoder's own name for the same table
-    return network.eval()
+        return transformers.UMT5EncoderModel(config)
 
 
 def load_tokenizer(directory: Path) -> Any:

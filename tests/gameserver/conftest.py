@@ -20,6 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from gameserver.app import App, running
 from gameserver.backpressure import Limits
 from gameserver.door import Settings
+from gameserver.engine import Pledge
 from gameserver.journal import Keep
 from gameserver.saves import Shelf
 from world.chunk import Report, Row, World
@@ -51,11 +52,14 @@ async def serve_pattern(
     limits: Limits | None = None,
     record: Keep | None = None,
     saves: Shelf | None = None,
+    park_bytes: int = 0,
+    pledge: Pledge = "none",
 ) -> AsyncIterator[App]:
     served = world or PatternWorld(num_slots=players, on_step=on_step)
     settings = Settings(
         "127.0.0.1", 0, players, grace_s=grace_s, hello_s=hello_s, stats_s=stats_s, limits=limits or Limits(),
-        record=record, patience_s=patience_s, saves=saves,
+        record=record, patience_s=patience_s, saves=saves, park_bytes=park_bytes,
+        pledge=pledge,
     )  # fmt: skip
     async with running(settings, load or (lambda report: served)) as app:
         if wait_ready:

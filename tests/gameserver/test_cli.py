@@ -59,7 +59,7 @@ def test_a_port_in_use_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_world_that_cannot_be_loaded_is_a_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def loader(path: str | None, num_slots: int, spread: serve.Spread) -> LoadWorld:
+    def loader(path: str | None, num_slots: int, spread: serve.Spread, tell: object) -> LoadWorld:
         def load(report: Report) -> World:
             raise WorldError(f"{path} has no weights")
 
@@ -105,6 +105,10 @@ def test_records_where_it_is_told_or_where_the_user_keeps_things(
         "serve --ranks 0",
         "serve --ranks 2 --gpus 2",
         "bench --ranks 2 --weights some",
+        "serve --park-gb 0",
+        "serve --no-park --park-gb 3",
+        "memory --budget-gb 0",
+        "memory --players 0",
         "clip --seconds 1",
     ],
 )
@@ -115,16 +119,17 @@ def test_a_wrong_command_line_is_code_2(line: str, capsys: pytest.CaptureFixture
     assert capsys.readouterr().err.startswith("usage: gameserver")
 
 
-@pytest.mark.parametrize("command", ["", "serve", "bot", "bench", "replay", "clip"])
+@pytest.mark.parametrize("command", ["", "serve", "bot", "bench", "memory", "replay", "clip"])
 def test_help_names_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([*command.split(), "--help"])
     assert ended.value.code == 0
     told = capsys.readouterr().out
     options = {
-        "": "serve bot bench replay clip",
-        "serve": "--host --port --world --players --record-dir --no-record",
+        "": "serve bot bench memory replay clip",
+        "serve": "--host --port --world --players --record-dir --no-record --park-gb --no-park --realtime-only",
         "bot": "--seconds --script --save",
+        "memory": "--world --players --budget-gb --dtype --ranks --weights --json",
         "replay": "--verify --together --video --overlay --from --to --world --json",
         "clip": "--out --jobs --prompt --image --poses --script --seconds --world --slots --json",
     }

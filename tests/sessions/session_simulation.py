@@ -20,12 +20,13 @@ class Simulation:
         chunk_frames: int = 1,
         num_steps: int = 2,
         cost_s: Callable[[Sequence[Row]], float] = lambda rows: 0.02,
+        park_bytes: int = 0,
     ) -> None:
         self.now_s = 100.0
         self.cost_s = cost_s
         self.geometry = Geometry(64, 48, 16, chunk_frames)
         self.world = PatternWorld(self.geometry, num_slots, num_steps, max_rows, on_step=self._spend)
-        self.game = Game(self.world)
+        self.game = Game(self.world, park_bytes)
         self.finished: list[Finished] = []
         self._seq = 0
 

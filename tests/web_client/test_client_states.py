@@ -470,7 +470,8 @@ def test_every_fatal_error_has_its_page(stage: Any, code: str) -> None:
     it = stage(390, 844)
     it.on_hello = lambda line, hello: line.refuse(code)
     it.open("?play=1")
-    expected = {"full": "full", "not_ready": "warming", "replaced": "replaced", "shutting_down": "going_down"}
+    expected = {"full": "full", "not_real_time": "full", "not_ready": "warming"}
+    expected |= {"replaced": "replaced", "shutting_down": "going_down"}
     it.wait(f"m.state === '{expected.get(code, 'error')}'")
     assert len(text(it, "#card-title")) > 8 and len(text(it, "#card-text")) > 20
     assert it.page.evaluate("document.activeElement.closest('#card') !== null"), "the keyboard is where the question is"

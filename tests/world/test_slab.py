@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.world.tiny_world import random_world, tiny_config
-from world.slab import Slab, gather, put, ring_frames
+from world.slab import Gathered, Slab, put, ring_frames
 
 CPU = torch.device("cpu")
 
@@ -89,11 +89,11 @@ def test_what_a_player_takes_is_counted(slab):
     assert ring < slab.slot_bytes()
 
 
-def test_gather_and_put():
+def test_gathered_and_put():
     pairs = [(torch.zeros(4, 2), torch.zeros(4, 2).bfloat16()) for _ in range(3)]
     new = [(torch.full((2, 2), i + 1.0), torch.full((2, 2), -i - 1.0)) for i in range(3)]
     put(pairs, torch.tensor([3, 1]), new)
-    for i, (a, b) in enumerate(gather(pairs, torch.tensor([1, 0, 3]))):
+    for i, (a, b) in enumerate(Gathered(pairs, torch.tensor([1, 0, 3]))):
         assert a[:, 0].tolist() == [i + 1, 0, i + 1] and b[:, 0].tolist() == [-i - 1, 0, -i - 1]
         assert b.dtype == torch.bfloat16
 

@@ -72,6 +72,7 @@ def random_world(
     seed: int = 0,
     ranks: Ranks = ALONE,
     layout: WeightLayout = "replicated",
+    device: torch.device | None = None,
 ) -> DiffusionWorld:
     """A world of this configuration, in the dtypes it would be served in, that differs by seed alone."""
     generator = torch.Generator().manual_seed(seed)
@@ -82,6 +83,8 @@ def random_world(
         module.eval().requires_grad_(False)
     for key, parameter in dit.named_parameters():
         parameter.data = parameter.data.to(torch.float32 if keeps_float32(key) else dtype)
+    for module in (dit, vae, encoder):
+        module.to(device)
     lay_out(dit, layout, ranks)
     return DiffusionWorld(cfg, dit, vae.to(dtype), ByteText(encoder), (), num_slots, ranks=ranks)
 

@@ -13,7 +13,7 @@ from world.chunk import Report, WeightLayout, WorldError
 from world.meadow.config import TEXT, meadow_config
 from world.meadow.start_scenes import START_SCENES, draw_place, draw_scene
 from world.model import DiffusionWorld
-from world.nn.dit import CausalDiT, keeps_float32
+from world.nn.dit import CausalDiT, served_dtypes
 from world.nn.text import ByteTextEncoder
 from world.nn.vae import VideoVAE
 from world.ranks import ALONE, Ranks
@@ -43,7 +43,7 @@ def load_meadow(
     with torch.device("meta"):
         modules = {"dit": CausalDiT(cfg.dit), "vae": VideoVAE(cfg.vae), "text": ByteTextEncoder(TEXT)}
     dtypes = {
-        "dit": lambda key: torch.float32 if keeps_float32(key) else dtype,
+        "dit": served_dtypes(dtype),
         "vae": lambda key: dtype,
         "text": lambda key: torch.float32,
     }

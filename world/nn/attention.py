@@ -1,8 +1,8 @@
 """The one attention door: queries of a chunk against the KV ring of each row's slot.
 
-flash-attn's `flash_attn_with_kvcache` reads the ring in place where it is installed and the tensors are on a GPU
-(not run on a GPU yet: its call is tested against a pure-torch stand-in). Everywhere else torch's scaled-dot-product
-attention runs over the rows' rings with what is not yet written masked, its shape the same from the first frame.
+On a GPU in half precision torch's own flash attention reads the rings in place, as much of each as is written.
+Everywhere else torch's scaled-dot-product attention runs over copies of the rows' rings with what is not yet written
+masked, its shape the same from the first frame.
 """
 
 from __future__ import annotations
@@ -12,11 +12,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-try:
-    from flash_attn import flash_attn_with_kvcache
-except ImportError:
-    flash_attn_with_kvcache = None
 
 Ring = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -34,13 +29,19 @@ def ring_sdpa(q: Tensor, k_ring: Tensor, v_ring: Tensor, slots: Tensor, valid_to
 
 
 def ring_flash(q: Tensor, k_ring: Tensor, v_ring: Tensor, slots: Tensor, valid_tokens: Tensor) -> Tensor:
-    """As `ring_sdpa`, the ring read in place. One split, so that a row's sum has one order whoever shares the call."""
-    return flash_attn_with_kvcache(
-        q, k_ring, v_ring, cache_seqlens=valid_tokens, cache_batch_idx=slots.int(), causal=False, num_splits=1
-    )
+    """As `ring_sdpa`, the rings read in place: rows are sequences that begin where their slot's ring does, in all rings
+    end to end, and are as long as their valid prefix. A row's sum has one order whoever shares the call."""
+    rows, length, room = q.shape[0], q.shape[1], k_ring.shape[1]
+    begins = torch.arange(rows + 1, device=q.device, dtype=torch.int32) * length
+    # One more than there are rows: ends are not read where lengths are given.
+    ring_begins = F.pad((slots * room).int(), (0, 1))
+    seen, *_ = torch.ops.aten._flash_attention_forward(
+        q.flatten(0, 1), k_ring.flatten(0, 1), v_ring.flatten(0, 1), begins, ring_begins, length, room,
+        dropout_p=0.0, is_causal=False, return_debug_mask=False, seqused_k=valid_tokens,
+    )  # fmt: skip
+    return seen.unflatten(0, (rows, length))
 
 
 def ring_door(device: torch.device, dtype: torch.dtype) -> Ring:
     """The ring attention to use on this device in this dtype."""
-    usable = flash_attn_with_kvcache is not None and device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
-    return ring_flash if usable else ring_sdpa
+    return ring_flash if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16) else ring_sdpa

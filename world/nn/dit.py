@@ -9,7 +9,7 @@ dtype of their weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,6 +30,11 @@ FLOAT32_SUFFIXES = (".modulation", "norm_q.weight", "norm_k.weight", "norm3.weig
 
 def keeps_float32(key: str) -> bool:
     return key.startswith(FLOAT32_PREFIXES) or key.endswith(FLOAT32_SUFFIXES)
+
+
+def served_dtypes(dtype: torch.dtype) -> Callable[[str], torch.dtype]:
+    """What each weight of a DiT is in when it is served in a dtype."""
+    return lambda key: torch.float32 if keeps_float32(key) else dtype
 
 
 @dataclass(frozen=True, slots=True)

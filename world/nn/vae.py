@@ -53,7 +53,7 @@ class Caches:
         else:
             past = self.old[len(self.new)].to(x.dtype)
         x = torch.cat([past, x], dim=1)
-        self.new.append(x[:, -frames:])
+        self.new.append(x[:, -frames:].clone())
         return x
 
     def skip(self, x: Tensor, frames: int, keep: bool) -> None:

@@ -1,0 +1,78 @@
+"""Protects `gameserver memory` and the refusal of a server whose players would not fit."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from gameserver import cli
+from gameserver.serve import world_loader
+from tests.tiny_checkpoints import Tiny, write
+from world import loader
+from world.chunk import WorldError
+
+
+def said(capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    assert cli.main(["memory", *options]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_table_adds_up_and_says_what_a_budget_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    told = json.loads(said(capsys, "--players", "1,3,12", "--budget-gb", "0.3", "--dtype", "bfloat16", "--json"))
+    assert (told["world"], told["picture"], told["dtype"]) == ("meadow", "224x128", "bfloat16")
+    slot, players = sum(told["slot"].values()), {row["players"]: row for row in told["results"]}
+    assert [players[n]["slab_bytes"] for n in (1, 3, 12)] == [2 * slot, 4 * slot, 13 * slot]
+    assert players[12]["work_bytes"] == 8 * told["row_bytes"] + told["preparing_bytes"]
+    for row in players.values():
+        assert row["weight_bytes"] == sum(told["weights"].values())
+        assert row["total_bytes"] == sum(row[f"{part}_bytes"] for part in ("weight", "slab", "other", "work"))
+    fit = told["players_in_budget"]
+    assert players[1]["total_bytes"] < told["budget_bytes"] == 300_000_000 and 1 < fit < 12
+
+
+def test_a_person_reads_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = said(capsys, "--players", "2,4", "--budget-gb", "0.001", "--dtype", "float32").splitlines()
+    assert lines[0] == "meadow, 224x128, float32: computed from shapes, not measured"
+    assert "keys and values" in lines[2] and [line.split()[0] for line in lines[-4:-2]] == ["2", "4"]
+    assert lines[-1] == "1 MB hold no players."
+
+
+def test_a_checkpoint_is_planned_by_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = write(tmp_path, Tiny("v1"))
+    told = json.loads(said(capsys, "--world", str(checkpoint), "--json"))
+    assert told["world"] == "lingbot-world-fast-v1" and told["weights"]["text encoder"] > 0
+
+
+def test_a_server_says_its_plan_and_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(loader, "memory_there", lambda ranks: 10**10)
+    world = world_loader("meadow", 2, tell=told.append)(lambda stage, share: None)
+    assert world.num_slots == 2
+    assert len(told) == 1 and told[0].startswith("Memory, computed: ") and "10 GB hold " in told[0]
+
+
+def test_a_server_whose_players_do_not_fit_ends_with_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loader, "memory_there", lambda ranks: 200_000_000)
+    options = ["--players", "50", "--port", "0", "--no-record", "--no-save"]
+    assert cli.main(["serve", "--world", "meadow", *options]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("gameserver: 200 MB of free memory hold ") and "of meadow, not 50: " in last
+    logging.getLogger().handlers.clear()
+
+
+def test_where_nobody_knows_the_memory_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(loader, "memory_there", lambda ranks: None)
+
+    def load(*args: object) -> None:
+        raise WorldError("far enough")
+
+    monkeypatch.setattr(loader, "load_world", load)
+    with pytest.raises(WorldError, match="far enough"):
+        world_loader("meadow", 200, tell=told.append)(lambda stage, share: None)
+    assert told[0].endswith("a player.")

@@ -1,0 +1,137 @@
+"""A plan says to the byte what weights and slab take, and how many players a budget holds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.world.tiny_world import random_world, tiny_config
+from world.chunk import WorldError
+from world.loader import plan_world
+from world.meadow.built_in import load_meadow
+from world.memory import MemoryPlan, available_bytes, gb, plan, slot_bytes
+from world.ranks import Ranks
+from world.rehearsal import META, num_bytes
+from world.slab import Slab
+
+CPU = torch.device("cpu")
+DTYPES = [torch.float32, torch.bfloat16]
+PLAN = MemoryPlan(
+    "tiny", "48x32", "float32", 4, 1, 2, {"DiT": 60, "VAE": 40}, {"keys and values": 7, "decoder": 2}, 1, 10, 20, 30
+)
+
+
+def allocated(world) -> dict[str, int]:
+    networks = {"DiT": world.denoiser.dit, "VAE": world.vae, "text encoder": world.text_encoder.network}
+    held = {name: num_bytes(dict(network.named_parameters())) for name, network in networks.items()}
+    assert not any(list(network.buffers()) for network in networks.values())
+    return held
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_weights_and_slab_of_the_built_in_world_are_predicted_to_the_byte(dtype):
+    predicted = plan_world("meadow", 3, dtype_name=str(dtype).removeprefix("torch."))
+    world = load_meadow(3, CPU, dtype, lambda stage, share: None)
+    assert predicted.weights == allocated(world)
+    assert predicted.slab_bytes(3) == num_bytes(list(world.slab.tensors()))
+    assert predicted.start_bytes == num_bytes([world.prepare_image(world.scenes[0].image)])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("conditioning", ["warp", "first_frame"])
+def test_weights_and_slab_of_a_tiny_world_are_predicted_to_the_byte(conditioning, dtype):
+    cfg = tiny_config(conditioning, chunk_frames=2, window_frames=5)
+    world = random_world(cfg, dtype, num_slots=4)
+    predicted = plan(cfg, dtype, world.text_encoder.network, torch.float32, 4, CPU)
+    assert predicted.weights == allocated(world)
+    assert predicted.slab_bytes(4) == num_bytes(list(world.slab.tensors()))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("num_slots", [1, 2, 5])
+def test_a_ranks_slab_is_predicted_to_the_byte(size, num_slots):
+    cfg = tiny_config(num_heads=2 if size == 2 else 1)
+    predicted = plan(cfg, torch.float32, None, torch.float32, num_slots, CPU, 1 if cfg.dit.num_heads % size else size)
+    ranks = Ranks(0, predicted.num_ranks)
+    slab = Slab(cfg, num_slots, META, torch.float32, torch.float32, ranks)
+    assert predicted.slab_bytes(num_slots) == num_bytes(list(slab.tensors()))
+
+
+def test_kinds_are_all_of_a_slot():
+    slab = Slab(tiny_config(), 2, META, torch.bfloat16, torch.bfloat16)
+    assert sum(slot_bytes(slab).values()) == slab.slot_bytes()
+
+
+def test_divided_weights_take_less_and_gathered_ones_more():
+    cfg = tiny_config()
+    cfg = replace(cfg, dit=replace(cfg.dit, num_layers=12))
+    whole, sharded, gathered = (
+        plan(cfg, torch.float32, None, torch.float32, 1, CPU, 2, layout).weights["DiT"]
+        for layout in ("replicated", "sharded", "gathered")
+    )
+    assert whole / 2 < sharded < whole < gathered <= 1.51 * whole
+
+
+def test_heads_that_do_not_divide_are_refused():
+    with pytest.raises(WorldError, match="2 heads of this model do not divide among 3 ranks"):
+        plan(tiny_config(), torch.float32, None, torch.float32, 1, CPU, 3)
+
+
+def test_a_budget_holds_the_players_whose_total_fits():
+    # 100 of weights, 10 of prompts, 30 coming in; a spare slot of 9; a player 9 + 1, and 20 for each of two rows
+    assert [PLAN.total_bytes(n) for n in (1, 2, 3)] == [100 + 10 + 30 + 9 + 10 + 20, 199 + 10, 199 + 20]
+    assert [PLAN.players(budget) for budget in (0, 178, 179, 208, 209, 219, 10**6)] == [0, 0, 1, 1, 2, 3, 65535]
+    several = replace(PLAN, num_ranks=2)
+    assert several.slab_bytes(3) == 7 * 4 + 2 * 3
+
+
+def test_more_players_than_fit_are_refused_in_a_sentence():
+    PLAN.check(PLAN.total_bytes(4))
+    with pytest.raises(WorldError, match=r"^228 bytes of free memory hold 3 players of tiny, not 4: 100 bytes of weig"):
+        PLAN.check(PLAN.total_bytes(4) - 1)
+    with pytest.raises(WorldError, match=r"10 bytes a player \(--players 1\)$"):
+        PLAN.check(PLAN.total_bytes(1))
+    with pytest.raises(WorldError, match=r"^178 bytes of free memory do not hold tiny: it takes 179 bytes with one"):
+        PLAN.check(178)
+
+
+def test_the_sentence_of_a_start_says_what_goes_where():
+    assert PLAN.sentence(None) == (
+        "Memory, computed: 229 bytes (weights 100 bytes, 4 players and a spare slot 49 bytes, prompts 10 bytes, "
+        "activations at most 70 bytes); 10 bytes a player."
+    )
+    assert PLAN.sentence(209).endswith("10 bytes a player, and 209 bytes hold 2 players.")
+    assert "on each of 3 ranks (" in replace(PLAN, num_ranks=3).sentence(None)
+
+
+def test_published_models_are_planned_without_their_files():
+    large = plan_world("lingbot-14b", 1, dtype_name="bfloat16")
+    assert large.slot["keys and values"] == 819_200 * 1560 * 18
+    assert set(large.weights) == {"DiT", "VAE", "text encoder"}
+
+
+def test_a_world_without_memory_to_plan_is_refused():
+    with pytest.raises(WorldError, match="pattern world has no weights"):
+        plan_world("pattern", 1)
+    with pytest.raises(WorldError, match="nowhere is not a directory"):
+        plan_world("nowhere", 1)
+
+
+def test_free_memory_is_what_the_machine_says(tmp_path):
+    said = tmp_path / "meminfo"
+    said.write_text("MemTotal:       9999999 kB\nMemAvailable:   1000 kB\n")
+    assert available_bytes(CPU, said) == int(1000 * 1024 * 0.95)
+    for text in ("", "MemAvailable\n", "MemAvailable: many\n"):
+        said.write_text(text)
+        assert available_bytes(CPU, said) is None
+    assert available_bytes(CPU, tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(999, "999 bytes"), (1500, "1.5 kB"), (23_003_136_000, "23 GB"), (146e9, "146 GB"), (5.04e6, "5.04 MB")],
+)
+def test_sizes_have_three_digits(size, text):
+    assert gb(int(size)) == text

@@ -1,0 +1,88 @@
+"""What a rehearsal on the meta device finds is what service allocates."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.world.tiny_world import Life, random_world, tiny_config
+from world.model import exercise
+from world.rehearsal import META, Peak, cast, num_bytes, picture_bytes, rehearsed, row_bytes
+
+CPU = torch.device("cpu")
+CONFIGS = {
+    "warp": tiny_config(width=64, height=64),
+    "first_frame": tiny_config(conditioning="first_frame", chunk_frames=2, window_frames=5, width=64, height=64),
+}
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("inference", [True, False])
+def test_a_storage_counts_from_its_making_to_its_last_reference(inference):
+    before = torch.empty(1000, device=META)
+    with torch.inference_mode(inference), Peak() as peak:
+        a = torch.empty(100, device=META)  # 400 bytes
+        view = before[:10].view(2, 5)
+        b = a + 1  # and 400
+        del a
+        assert (peak.live_bytes, peak.most_bytes) == (400, 800)
+        b += 1
+        c = b[:50].bfloat16()  # and 100
+        assert (peak.live_bytes, peak.most_bytes) == (500, 800)
+        part = b[:1]
+        del b
+        assert peak.live_bytes == 500, "a view keeps all of it"
+        del part, c, view
+        assert (peak.live_bytes, peak.most_bytes) == (0, 800)
+
+
+def test_what_leaves_the_device_is_there_and_attention_makes_its_output_only():
+    with torch.inference_mode(), Peak() as peak:
+        q, k = torch.empty(1, 2, 64, 8, device=META), torch.empty(1, 2, 256, 8, device=META)
+        made = peak.live_bytes
+        seen = torch.nn.functional.scaled_dot_product_attention(q, k, k)
+        assert seen.shape == q.shape and peak.most_bytes == made + num_bytes([q])
+        assert not seen.to(torch.bfloat16).cpu().float().numpy().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_service_allocates_what_was_rehearsed(name, dtype):
+    """Real tensors counted the same way: no more a row, but for pictures, which leave a device; and not much less."""
+    cfg = CONFIGS[name]
+    world = random_world(cfg, dtype, num_slots=3)
+    for slot in (1, 2, 3):
+        life = Life(slot, cfg.geometry.chunk_frames, 1)
+        world.open(slot, life.start(world))
+    predicted = row_bytes(cfg, dtype, CPU)
+    for rows in (1, 2, 3):
+        with Peak(CPU) as peak:
+            exercise(world, rows)
+        pictures = rows * cfg.geometry.video_frames(1) * 64 * 64 * 3 // 2
+        assert 0.75 * rows * predicted < peak.most_bytes <= rows * predicted + pictures
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_picture_takes_what_was_rehearsed(name):
+    cfg = CONFIGS[name]
+    world = random_world(cfg, num_slots=1)
+    most, kept = picture_bytes(cfg, torch.float32)
+    with Peak(CPU) as peak:
+        image = world.prepare_image(np.zeros((64, 64, 3), np.uint8))
+    assert num_bytes([image]) == kept
+    assert 0.75 * most < peak.most_bytes <= most
+
+
+def test_a_rehearsal_takes_no_memory():
+    world = rehearsed(CONFIGS["warp"], torch.bfloat16, 2)
+    every = [*world.slab.tensors(), *world.denoiser.dit.parameters(), *world.vae.parameters()]
+    assert all(t.is_meta for t in every)
+
+
+def test_a_storage_that_tensors_share_counts_once():
+    a = torch.empty(100, device=META)
+    assert num_bytes([a, a[:50], torch.empty(10, dtype=torch.uint8)]) == 410
+    layer = torch.nn.Linear(3, 5, device=META)
+    cast(layer, lambda key: torch.bfloat16 if key == "weight" else torch.float32)
+    assert num_bytes(dict(layer.named_parameters())) == 2 * 15 + 4 * 5

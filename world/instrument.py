@@ -1,0 +1,149 @@
+"""What a benchmark needs of torch: a published model with random weights on the device, its stages in milliseconds, its
+operations, and the most that this device multiplies. Nothing here is part of serving."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TypeVar
+
+import torch
+
+from world.ablation import VARIANTS, random_part
+from world.chunk import Report, WeightLayout, World, WorldError
+from world.config import WorldConfig
+from world.flops import Flops, count
+from world.leader import RankedWorld
+from world.loader import serving_device, serving_dtype
+from world.meadow.config import meadow_config
+from world.model import DiffusionWorld
+from world.published import published_config
+from world.random_weights import grey_scene, random_networks
+from world.stopwatch import REST, Clock, Stopwatch, watching
+from world.waits import compilations, counting
+
+__all__ = [
+    "REST",
+    "DoesNotFit",
+    "Instrument",
+    "compilations",
+    "published_config",
+]  # all that a bench imports of the world
+
+T = TypeVar("T")
+
+CHANGES = tuple(VARIANTS)  # that `Instrument.without` can take back
+
+PEAK_SIDE = {"cuda": 8192, "cpu": 1024}  # of the square matrices whose product is the measured peak
+PEAK_REPEATS = 20
+
+
+def config_of(name: str) -> WorldConfig:
+    """Of a published model, or of the built-in one."""
+    return meadow_config() if name == "meadow" else published_config(name)
+
+
+class DoesNotFit(WorldError):
+    """The device's memory is too small for what was tried."""
+
+
+class Instrument:
+    """One model on one device; worlds of any number of slots share its weights."""
+
+    def __init__(self, cfg: WorldConfig, clock: Clock, report: Report, device: torch.device | None = None):
+        self.cfg, self.clock = cfg, clock
+        self.device = device or serving_device()
+        self.dtype = serving_dtype(self.device)
+        report("making random weights", 0.0)
+        self.dit, self.vae, self.text = self.attempt(lambda: random_networks(cfg, self.device, self.dtype))
+        self.watch = Stopwatch(self.device, clock)
+
+    @property
+    def about(self) -> dict[str, object]:
+        cuda = self.device.type == "cuda"
+        return {
+            "device": torch.cuda.get_device_name(self.device) if cuda else "cpu",
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "torch": str(torch.__version__),
+            "threads": torch.get_num_threads(),
+            "parameters": sum(p.numel() for p in self.dit.parameters()),
+            "weights_bytes": sum(p.numel() * p.element_size() for m in (self.dit, self.vae) for p in m.parameters()),
+        }
+
+    @property
+    def chunks_to_fill(self) -> int:
+        """After which a stream's window is full."""
+        return -(-self.cfg.window_frames // self.cfg.geometry.chunk_frames)
+
+    def world(self, num_slots: int) -> DiffusionWorld:
+        """DoesNotFit if the slots do not."""
+        scenes = (grey_scene(self.cfg),)
+        return self.attempt(lambda: DiffusionWorld(self.cfg, self.dit, self.vae, self.text, scenes, num_slots))
+
+    def without(self, change: str, world: World) -> AbstractContextManager[None]:
+        """While inside, the world works as if one of CHANGES had not been made."""
+        assert isinstance(world, DiffusionWorld)
+        return VARIANTS[change](world)
+
+    def remake(self) -> None:
+        """All weights anew. Whoever still has a world of the old ones keeps their memory."""
+        del self.dit, self.vae, self.text
+        self.free()
+        self.dit, self.vae, self.text = self.attempt(lambda: random_networks(self.cfg, self.device, self.dtype))
+
+    def ranked(self, num_ranks: int, num_slots: int, layout: WeightLayout, report: Report) -> RankedWorld:
+        """The same on several processes of this machine's CPU. To be ended."""
+        return RankedWorld(partial(random_part, self.cfg, num_slots, layout), num_ranks, report)
+
+    def watching(self, world: World) -> AbstractContextManager[None]:
+        assert isinstance(world, DiffusionWorld)
+        return watching(world, self.watch)
+
+    def counting(self) -> AbstractContextManager[Counter[str]]:
+        return counting(self.device)
+
+    def attempt(self, work: Callable[[], T]) -> T:
+        """DoesNotFit instead of torch's error, with what was in the way given back."""
+        try:
+            return work()
+        except RuntimeError as fault:
+            if not isinstance(fault, torch.OutOfMemoryError) and "ALLOC_FAILED" not in str(fault):
+                raise
+            why = str(fault).split(". ")[0]
+        self.free()
+        raise DoesNotFit(f"does not fit: {why}")
+
+    def free(self) -> None:
+        """What is no longer used goes back to the device, and the peak counts anew."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak_bytes(self) -> int | None:
+        """The most memory that was in use at once since `free`; None where torch does not count it."""
+        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
+
+    def flops(self) -> Flops:
+        """Of one player; every window is full."""
+        return count(self.cfg.dit, self.cfg.geometry, self.cfg.window_tokens)
+
+    @torch.inference_mode()
+    def peak_tflops(self) -> float:
+        """Of a large product of square matrices in the dtype of linears: the median of twenty, one after another."""
+        side = PEAK_SIDE[self.device.type]
+        generator = torch.Generator(self.device).manual_seed(0)
+        a, b = (
+            torch.empty(side, side, device=self.device, dtype=self.dtype).normal_(generator=generator) for _ in range(2)
+        )
+        marks = []
+        for _ in range(PEAK_REPEATS + 3):
+            began = self.watch.mark()
+            a @ b
+            marks.append((began, self.watch.mark()))
+        self.watch.wait()
+        ms = sorted(self.watch.between(*pair) for pair in marks[3:])
+        return 2 * side**3 / ms[len(ms) // 2] / 1e9
