@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from world.chunk import Scene
 from world.config import WorldConfig
+from world.graphs import Graphs
 from world.model import DiffusionWorld, exercise, usual_start
 from world.nn.attention import ring_door, ring_sdpa
 from world.nn.dit import CausalDiT, served_dtypes
@@ -79,9 +80,12 @@ def row_bytes(cfg: WorldConfig, dtype: torch.dtype, device: torch.device) -> int
     if ring_door(device, dtype) is not ring_sdpa:  # which copies the rows' rings; the other reads them in place
         world.slab.ring_attention = lambda q, *ring: torch.empty_like(q)
     world.open(1, usual_start(world))
-    with Peak() as peak:
+    kept = Peak() if device.type == "cuda" else None  # graphs keep the memory that they work in: nothing else has it
+    with Peak() as rest:
+        if kept is not None:
+            world.graphs = _Apart(rest, kept)
         exercise(world, 1, chunks=(1,), steps=(0, world.num_steps - 1))  # a first chunk and a commit do less
-    return peak.most_bytes
+    return rest.most_bytes + (0 if kept is None else kept.most_bytes)
 
 
 def picture_bytes(cfg: WorldConfig, dtype: torch.dtype) -> tuple[int, int]:
@@ -113,7 +117,7 @@ class Peak:
 
     def __exit__(self, *fault: Any) -> None:
         for mode in reversed(self._modes):
-            mode.__exit__(*fault)
+            mode.__exit__(*(fault or (None, None, None)))
 
     def made(self, t: Tensor) -> None:
         storage = t.untyped_storage()
@@ -128,6 +132,21 @@ class Peak:
         self._live[key] = weakref.ref(storage, gone)
         self.live_bytes += size
         self.most_bytes = max(self.most_bytes, self.live_bytes)
+
+
+class _Apart(Graphs):
+    """What is captured where there is a GPU counts in `kept`, and not in `rest`, which is entered."""
+
+    def __init__(self, rest: Peak, kept: Peak) -> None:
+        super().__init__(META)
+        self.rest, self.kept = rest, kept
+
+    def run(self, *work: Any) -> Any:
+        self.rest.__exit__()
+        with self.kept:
+            made = super().run(*work)
+        self.rest.__enter__()
+        return made
 
 
 class _Allocations(TorchDispatchMode):

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from tests.world.tiny_world import Life, random_world, tiny_config
-from world.model import exercise
+from world.model import exercise, usual_start
 from world.rehearsal import META, Peak, cast, num_bytes, picture_bytes, rehearsed, row_bytes
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 CONFIGS = {
     "warp": tiny_config(width=64, height=64),
     "first_frame": tiny_config(conditioning="first_frame", chunk_frames=2, window_frames=5, width=64, height=64),
@@ -61,6 +61,32 @@ def test_service_allocates_what_was_rehearsed(name, dtype):
             exercise(world, rows)
         pictures = rows * cfg.geometry.video_frames(1) * 64 * 64 * 3 // 2
         assert 0.75 * rows * predicted < peak.most_bytes <= rows * predicted + pictures
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_gpu_keeps_the_memory_of_graphs_beside_what_begins_a_chunk(name):
+    """The longest of the captured work and the most of the rest, each in memory of its own."""
+    cfg, parts = CONFIGS[name], dict[str, int]()
+    world = rehearsed(cfg, torch.float32, 1)
+    world.open(1, usual_start(world))
+
+    def counted(method):
+        part = getattr(world, method)
+
+        def count(*args):
+            with Peak() as peak:
+                made = part(*args)
+            parts[method] = peak.most_bytes
+            return made
+
+        return count
+
+    for method in ("_begin", "_decode"):
+        setattr(world, method, counted(method))
+    exercise(world, 1, chunks=(1,), steps=(0, world.num_steps - 1))
+    both = parts["_begin"] + parts["_decode"]  # which takes more than a forward at this size
+    assert row_bytes(cfg, torch.float32, CPU) == max(parts.values())
+    assert 0.9 * both < row_bytes(cfg, torch.float32, GPU) < 1.1 * both
 
 
 @pytest.mark.parametrize("name", CONFIGS)
