@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sessions.control import Control
 from sessions.tick import Finished, Game
 from world.chunk import Start, World
-from world.instrument import REST, Instrument, compilations
+from world.instrument import Instrument, compilations
 
 BEHIND_S = 1000.0  # the game's clock jumps by this each tick, so that nobody waits for a deadline
 WARM_STARTS = 3
@@ -143,13 +143,13 @@ def _measure(
     fps = frames / (clock() - began_s)
     tell(f"{num_players} players: {num_chunks} chunks in stages")
     times = _stages(crowd, instrument, num_chunks, encode)
-    stages = tuple(Stage(name, *middle(ms), len(ms)) for name, ms in times.items())
+    stages = tuple(Stage(name, *middle(ms), len(ms)) for name, ms in times.items() if ms)
     ticks, waits, compiled = _waits(crowd, instrument, num_players, num_chunks)
     flops, steps = instrument.flops(), world.num_steps
     of = {stage.name: stage.ms for stage in stages}
     step_ms = sum(of[f"step {i}"] for i in range(steps))
     step_tflops = num_players * steps * flops.step / step_ms / 1e9
-    dit_tflops = num_players * flops.chunk(steps) / (step_ms + of["commit"] + of["begin"]) / 1e9
+    dit_tflops = num_players * flops.chunk(steps) / (step_ms + of["commit"] + of.get("begin", 0.0)) / 1e9
     return Staged(
         num_players, indices, *middle(chunk_ms), fps, fps / num_players, cold_ms, statistics.median(warm_ms), stages,
         step_tflops, dit_tflops, step_tflops / peak_tflops, dit_tflops / peak_tflops, ticks, waits, compiled,
@@ -173,7 +173,7 @@ def _stages(crowd: Crowd, instrument: Instrument, num_chunks: int, encode: Encod
     """Stage -> milliseconds, each time that it ran."""
     clock, watch = instrument.clock, instrument.watch
     steps = [f"step {i}" for i in range(crowd.world.num_steps)]
-    order = ("plan", "begin", *steps, "commit", "vae", "copy", "digest", REST)
+    order = ("plan", "begin", *steps, "commit", "vae", "copy", "digest")
     times: dict[str, list[float]] = {name: [] for name in order}
     encode_ms = list[float]()
     with instrument.watching(crowd.world):

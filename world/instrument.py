@@ -22,11 +22,10 @@ from world.meadow.config import meadow_config
 from world.model import DiffusionWorld
 from world.published import published_config
 from world.random_weights import grey_scene, random_networks
-from world.stopwatch import REST, Clock, Stopwatch, watching
+from world.stopwatch import Clock, Stopwatch, watching
 from world.waits import compilations, counting
 
 __all__ = [
-    "REST",
     "DoesNotFit",
     "Instrument",
     "compilations",

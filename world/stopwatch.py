@@ -20,7 +20,6 @@ from world.model import DiffusionWorld
 Clock = Callable[[], float]
 
 COPY = "copy"  # decoded pictures as I420, and their way to the host
-REST = "noise and the rest"  # of a step of a world: what no other stage is
 
 
 @dataclass(slots=True)
@@ -44,7 +43,6 @@ class Stopwatch:
     def __init__(self, device: torch.device, clock: Clock):
         self.device, self.clock = device, clock
         self._steps: list[_Step] = []
-        self.label = ""  # of the step under way
 
     def wait(self) -> None:
         """Until the device has done all it was given."""
@@ -71,10 +69,9 @@ class Stopwatch:
 
     @contextmanager
     def step(self, label: str) -> Iterator[None]:
-        self.label = label
         self._steps.append(_Step())
         began_s = self.clock()
-        with self.span(REST):
+        with self.span(label):
             yield
         self._steps[-1].host_s = self.clock() - began_s
 
@@ -110,8 +107,9 @@ class Stopwatch:
 @contextmanager
 def watching(world: DiffusionWorld, watch: Stopwatch) -> Iterator[None]:
     """While inside, the world's steps are taken apart into stages: `begin` (camera, condition and first noise of new
-    chunks), `step i` and `commit` (one forward; `mixed` where rows are at different steps), `vae` (decoding), `copy`
-    (I420 and the way to the host), `digest` (of finished latents), and the rest."""
+    chunks), `vae` (decoding), `copy` (I420 and the way to the host), `digest` (of finished latents), and `step i` or
+    `commit` with what is left of them (one forward; `mixed` where rows are at different steps). What a graph replays is
+    not called: there decoding and beginning are part of the step."""
     step = world.step
 
     def watched_step(rows: Sequence[Row]) -> list[Picture]:
@@ -121,7 +119,6 @@ def watching(world: DiffusionWorld, watch: Stopwatch) -> Iterator[None]:
     seams: list[tuple[Any, str, Callable[..., Any]]] = [(world, "step", watched_step)]
     for owner, name, stage in (
         (world, "_begin", "begin"),
-        (world.denoiser, "step", None),
         (world, "_decode", COPY),
         (world.vae, "decode", "vae"),
         (world, "_picture", "digest"),
@@ -143,13 +140,11 @@ def label_of(rows: Sequence[Row], num_steps: int) -> str:
     return "commit" if num_steps in indices else f"step {indices.pop()}"
 
 
-def _timed(watch: Stopwatch, method: Callable[..., Any], stage: str | None) -> Callable[..., Any]:
-    """`stage` None: that of the step under way."""
-
+def _timed(watch: Stopwatch, method: Callable[..., Any], stage: str) -> Callable[..., Any]:
     def timed(*args: Any, **kwargs: Any) -> Any:
         if stage == COPY and not args[0]:  # no row is finished
             return method(*args, **kwargs)
-        with watch.span(stage or watch.label):
+        with watch.span(stage):
             return method(*args, **kwargs)
 
     return timed

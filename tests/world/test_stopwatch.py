@@ -8,7 +8,7 @@ import torch
 
 from tests.world.tiny_world import Life, Player, alone, random_world, same_bits, tick, tiny_config
 from world.chunk import Row
-from world.stopwatch import REST, Stopwatch, label_of, watching
+from world.stopwatch import Stopwatch, label_of, watching
 
 CPU = torch.device("cpu")
 
@@ -36,7 +36,7 @@ def test_a_stage_has_its_own_time_only() -> None:
         clock.now_s += 0.5
     assert watch.host_s == 11.5
     (stages,) = watch.read()
-    assert stages == {REST: 1500, "copy": 2000, "vae": 8000}
+    assert stages == {"step 0": 1500, "copy": 2000, "vae": 8000}
     assert watch.read() == []
 
 
@@ -63,5 +63,5 @@ def test_a_watched_world_does_what_it_did() -> None:
             tick(world, [player])
     assert vars(world).keys() == own and "step" not in vars(world.denoiser) and "decode" not in vars(world.vae)
     assert all(same_bits(a, b) for a, b in zip(unwatched, player.made, strict=True))
-    chunk = [{REST, "begin", "step 0"}, {REST, "step 1", "copy", "vae", "digest"}, {REST, "commit"}]
+    chunk = [{"begin", "step 0"}, {"step 1", "copy", "vae", "digest"}, {"commit"}]
     assert [set(stages) for stages in watch.read()] == chunk * 2
