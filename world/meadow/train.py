@@ -319,9 +319,12 @@ def generation(flow: Graphed, cfg: WorldConfig, aged: Aged) -> Tensor:
 
 def worth(aged: Aged) -> Tensor:
     """Weights [C, m, h, w] of the loss. What the start never showed is the student's own invention as soon as the
-    history is its own, and held to the teacher's it would learn to blur whatever it has invented."""
-    seen = aged.batch.seen
-    return torch.ones_like(seen) if aged.generation == 0 else INVENTED + (1 - INVENTED) * seen
+    history is its own, and held to the teacher's it would learn to blur whatever it has invented. Not so after a
+    change of prompt: then all of a picture has to change, and weighed little it stays half of what it was."""
+    seen, change = aged.batch.seen, aged.batch.change
+    changed = torch.arange(seen.shape[1], device=seen.device) >= change[:, None]
+    whole = torch.ones_like(seen)
+    return whole if aged.generation == 0 else whole.lerp(seen, (1 - INVENTED) * (~changed[..., None, None]))
 
 
 def fresh(batch: Batch) -> Aged:

@@ -69,13 +69,14 @@ def test_stages_make_a_world_that_serves(tmp_path: Path, own_from: str):
 
 
 def test_what_is_invented_weighs_little():
-    seen = torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 1, 3)
-    frames = torch.zeros(1, 1, 16, 1, 3)
+    seen = torch.tensor([0.0, 0.5, 1.0]).expand(1, 2, 1, 3)
+    frames = torch.zeros(1, 2, 16, 1, 3)
     nothing = torch.zeros(1)
-    batch = Batch(frames, nothing, nothing, nothing, nothing, nothing, seen, nothing, nothing)
-    assert worth(Aged(batch, frames, nothing)).equal(torch.ones(1, 1, 1, 3))  # the history is true
-    own = worth(Aged(batch, frames, nothing, generation=1)).flatten().tolist()
-    assert own == pytest.approx([INVENTED, (1 + INVENTED) / 2, 1.0])
+    batch = Batch(frames, nothing, nothing, nothing, nothing, nothing, seen, nothing, torch.tensor([1]))
+    assert worth(Aged(batch, frames, nothing)).equal(torch.ones(1, 2, 1, 3))  # the history is true
+    before, changed = worth(Aged(batch, frames, nothing, generation=1))[0, :, 0].tolist()
+    assert before == pytest.approx([INVENTED, (1 + INVENTED) / 2, 1.0])
+    assert changed == [1.0, 1.0, 1.0]  # another prompt holds
 
 
 FEW = ["--device", "cpu", "--batch", "2", "--shards", "1", "--shard-clips", "2", "--latent-frames", "5"]
