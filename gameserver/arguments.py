@@ -6,24 +6,15 @@ import argparse
 
 
 def port_number(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= 65535:
-        raise argparse.ArgumentTypeError(f"{port} is not one of 0 to 65535")
-    return port
+    return _whole(text, 0, 65535)
 
 
 def player_count(text: str) -> int:
-    players = int(text)
-    if not 1 <= players <= 255:
-        raise argparse.ArgumentTypeError(f"{players} players is not one of 1 to 255")
-    return players
+    return _whole(text, 1, 255, " players")
 
 
 def rank_count(text: str) -> int:
-    ranks = int(text)
-    if not 1 <= ranks <= 64:
-        raise argparse.ArgumentTypeError(f"{ranks} is not one of 1 to 64")
-    return ranks
+    return _whole(text, 1, 64)
 
 
 def positive(text: str) -> float:
@@ -36,3 +27,10 @@ def positive(text: str) -> float:
 def player_counts(text: str) -> tuple[int, ...]:
     """As 1,2,4,8."""
     return tuple(player_count(part) for part in text.split(","))
+
+
+def _whole(text: str, low: int, high: int, unit: str = "") -> int:
+    number = int(text)
+    if not low <= number <= high:
+        raise argparse.ArgumentTypeError(f"{number}{unit} is not one of {low} to {high}")
+    return number

@@ -44,12 +44,16 @@ class Batch:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the picture in pixels."""
-        height, width = self.latents.shape[-2:]
-        return SPATIAL_STRIDE * height, SPATIAL_STRIDE * width
+        return picture_size(self.latents)
 
     def tensors(self) -> list[Tensor]:
         return [getattr(self, f.name) for f in fields(self)]
+
+
+def picture_size(latents: Tensor) -> tuple[int, int]:
+    """Height and width in pixels."""
+    height, width = latents.shape[-2:]
+    return SPATIAL_STRIDE * height, SPATIAL_STRIDE * width
 
 
 def batch_of(
@@ -57,7 +61,7 @@ def batch_of(
 ) -> Batch:  # fmt: skip
     """A batch on the device of its latents, of poses float32 [C, m, 4, 4] and the rest of it on the CPU."""
     clips, frames = latents.shape[:2]
-    height, width = (SPATIAL_STRIDE * cells for cells in latents.shape[-2:])
+    height, width = picture_size(latents)
     device = latents.device
     paths = poses.numpy()
     before = np.broadcast_to(np.maximum(np.arange(frames) - 1, 0), (clips, frames))
@@ -97,9 +101,8 @@ class Windows:
             ],
             dim=1,
         )  # [m, window]
-        self.mask = (
-            seen[..., None].expand(-1, -1, tokens).flatten(1).repeat(2 * clips, 1)[:, None, None]
-        )  # [2 C m, 1, 1, S]
+        seen = seen[..., None].expand(-1, -1, tokens).flatten(1)  # [m, S]
+        self.mask = seen.repeat(2 * clips, 1)[:, None, None]  # [2 C m, 1, 1, S]
         self.shape, self.recent, self.sink = (2, clips, frames), recent, sink
 
     def _window(self, x: Tensor) -> Tensor:

@@ -190,7 +190,7 @@ def packed(path: Path, name: str) -> dict[str, Tensor]:
 def vae_weights(args: argparse.Namespace, device: torch.device) -> dict[str, Tensor]:
     """Those of this run, or of the packed world that it begins from."""
     own = args.dir / "vae.pt"
-    return averaged(own, "vae", device) if own.exists() else packed(args.begin_from, "vae")
+    return packed(args.begin_from, "vae") if args.begin_from and not own.exists() else averaged(own, "vae", device)
 
 
 def trained_vae(args: argparse.Namespace, device: torch.device, cfg: WorldConfig) -> VideoVAE:
@@ -484,6 +484,8 @@ def main(argv: list[str] | None = None) -> None:
     )  # fmt: skip
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args(argv)
+    if args.hold_encoder and not args.begin_from:
+        parser.error("--hold-encoder holds the encoder of a world: --begin-from says which")
     torch.set_float32_matmul_precision("high")
     if args.compile:
         torch._dynamo.config.recompile_limit = 64  # one version a shape

@@ -109,3 +109,9 @@ def test_a_run_goes_on_from_a_packed_world(beginning: Path, tmp_path: Path, trai
     assert ("encoder.conv1.weight" in same) == (trained != "vae")
     assert ("decoder.conv1.weight" in same) == (trained == "nothing")
     assert ("patch_embedding.weight" in same) == (trained != "vae") and "blocks.0.ffn.0.weight" in same
+
+
+def test_an_encoder_to_hold_comes_from_somewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["vae", "--dir", str(tmp_path), "--hold-encoder"])
+    assert "--begin-from says which" in capsys.readouterr().err
