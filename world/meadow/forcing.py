@@ -26,6 +26,7 @@ from world.nn.text import ByteTextEncoder
 from world.scene import moves_between, warp_condition
 
 SCALE = 0.2  # pose units that count as 1
+BROAD = 4  # cells of a latent across which its colours are looked at
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -190,9 +191,12 @@ def next_generation(predict: Callable[[Tensor, Tensor], Tensor], sigmas: Sequenc
     return clean
 
 
-def flow_loss(clean: Tensor, noise: Tensor, flow: Tensor, weight: Tensor) -> Tensor:
-    """Mean squared error of the flow n - x0 (flow matching; Lipman et al. 2022), cells weighted by [C, m, h, w]."""
-    return ((flow - (noise - clean)).square() * weight[:, :, None]).mean()
+def flow_loss(clean: Tensor, noise: Tensor, flow: Tensor, fine: Tensor, broad: Tensor) -> Tensor:
+    """Mean squared error of the flow n - x0 (flow matching; Lipman et al. 2022), cells weighted by `fine`
+    [C, m, h, w], and of its means over squares of BROAD cells, weighted by `broad` [C, m, h, w]."""
+    error = flow - (noise - clean)
+    means = F.avg_pool2d(error.flatten(0, 1), BROAD).unflatten(0, error.shape[:2])
+    return (error.square() * fine[:, :, None]).mean() + (means.square() * F.avg_pool2d(broad, BROAD)[:, :, None]).mean()
 
 
 def holding(rows: Tensor, changed: Tensor) -> Tensor:

@@ -317,14 +317,17 @@ def generation(flow: Graphed, cfg: WorldConfig, aged: Aged) -> Tensor:
     return next_generation(predict, cfg.schedule.sigmas, aged.history)
 
 
-def worth(aged: Aged) -> Tensor:
-    """Weights [C, m, h, w] of the loss. What the start never showed is the student's own invention as soon as the
-    history is its own, and held to the teacher's it would learn to blur whatever it has invented. Not so after a
-    change of prompt: then all of a picture has to change, and weighed little it stays half of what it was."""
+def worth(aged: Aged) -> tuple[Tensor, Tensor]:
+    """Fine and broad weights [C, m, h, w] of the loss. What the start never showed is the student's own invention as
+    soon as the history is its own, and held to the teacher's it would learn to blur whatever it has invented. After a
+    change of prompt all of a picture has to change, and weighed little it stays half of what it was: then the invented
+    is held to the teacher's broad colours, and free in the rest."""
     seen, change = aged.batch.seen, aged.batch.change
+    if aged.generation == 0:
+        return torch.ones_like(seen), torch.zeros_like(seen)
+    fine = INVENTED + (1 - INVENTED) * seen
     changed = torch.arange(seen.shape[1], device=seen.device) >= change[:, None]
-    whole = torch.ones_like(seen)
-    return whole if aged.generation == 0 else whole.lerp(seen, (1 - INVENTED) * (~changed[..., None, None]))
+    return fine, (1 - fine) * changed[..., None, None]
 
 
 def fresh(batch: Batch) -> Aged:
@@ -356,11 +359,11 @@ def dit(args: argparse.Namespace, device: torch.device) -> Run:
             return predict(cfg, network, text, Batch(*batch), noisy, history, sigma, far)
 
     def learning(
-        weight: Tensor, noise: Tensor, history: Tensor, sigma: Tensor, far: Tensor, *batch: Tensor
+        fine: Tensor, broad: Tensor, noise: Tensor, history: Tensor, sigma: Tensor, far: Tensor, *batch: Tensor
     ) -> list[Tensor]:
         clean = batch[0]
         made = flow(noised(clean, sigma, noise), history, sigma, far, *batch)
-        loss = flow_loss(clean, noise, made, weight)
+        loss = flow_loss(clean, noise, made, fine, broad)
         run.descend(loss)
         return [loss.detach()]
 
@@ -378,8 +381,7 @@ def dit(args: argparse.Namespace, device: torch.device) -> Run:
         level = level * (torch.rand_like(level) < 0.8) * (1.0 if aged.generation == 0 else 0.3)
         clean = aged.batch.latents
         history, noise = aged.history + level * torch.randn_like(clean), torch.randn_like(clean)
-        weight = worth(aged)
-        (loss,) = learn(weight, noise, history, levels(served, clean), aged.far, *aged.batch.tensors())
+        (loss,) = learn(*worth(aged), noise, history, levels(served, clean), aged.far, *aged.batch.tensors())
         run.update(loss)
         if run.step % 100 == 0:
             error = (aged.history - clean)[:, -1].square().mean().sqrt().item()

@@ -13,7 +13,7 @@ from world.chunk import Geometry, Row, Start
 from world.denoiser import Denoiser
 from world.meadow.clips import random_poses
 from world.meadow.config import TEXT, meadow_config
-from world.meadow.forcing import SCALE, Batch, batch_of, condition, control, next_generation, noised, predict
+from world.meadow.forcing import SCALE, Batch, batch_of, condition, control, flow_loss, next_generation, noised, predict
 from world.meadow.teacher import default_intrinsics
 from world.meadow.train import rollout
 from world.model import DiffusionWorld
@@ -155,3 +155,13 @@ def test_generations_are_rollouts_in_parallel(monkeypatch: pytest.MonkeyPatch):
     for _ in range(frames):
         history = next_generation(functools.partial(flow_given, history), SIGMAS, history)
     torch.testing.assert_close(rollout(cfg, dit, text, batch), history, rtol=1e-3, atol=1e-4)
+
+
+def test_the_broad_loss_sees_colours_and_not_detail():
+    """What a mean over squares of cells hides costs nothing there, and in the fine loss what it is."""
+    zero, one = torch.zeros(1, 2, 8, 8), torch.ones(1, 2, 8, 8)
+    nothing = torch.zeros(1, 2, 16, 8, 8)
+    chequered = (torch.arange(8)[:, None] + torch.arange(8)) % 2 * 2.0 - 1
+    detail, tint = chequered.expand_as(nothing), torch.full_like(nothing, 3.0)
+    assert flow_loss(nothing, nothing, detail, zero, one) == 0 and flow_loss(nothing, nothing, detail, one, zero) == 1
+    assert flow_loss(nothing, nothing, tint, zero, one) == 9 == flow_loss(nothing, nothing, tint, one, zero)

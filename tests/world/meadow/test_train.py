@@ -73,10 +73,11 @@ def test_what_is_invented_weighs_little():
     frames = torch.zeros(1, 2, 16, 1, 3)
     nothing = torch.zeros(1)
     batch = Batch(frames, nothing, nothing, nothing, nothing, nothing, seen, nothing, torch.tensor([1]))
-    assert worth(Aged(batch, frames, nothing)).equal(torch.ones(1, 2, 1, 3))  # the history is true
-    before, changed = worth(Aged(batch, frames, nothing, generation=1))[0, :, 0].tolist()
-    assert before == pytest.approx([INVENTED, (1 + INVENTED) / 2, 1.0])
-    assert changed == [1.0, 1.0, 1.0]  # another prompt holds
+    fine, broad = worth(Aged(batch, frames, nothing))
+    assert (fine == 1).all() and not broad.any()  # the history is true
+    fine, broad = (t[0, :, 0].tolist() for t in worth(Aged(batch, frames, nothing, generation=1)))
+    assert fine[0] == fine[1] == pytest.approx([INVENTED, (1 + INVENTED) / 2, 1.0])
+    assert broad[0] == [0, 0, 0] and broad[1] == pytest.approx([1 - w for w in fine[1]])  # another prompt holds
 
 
 FEW = ["--device", "cpu", "--batch", "2", "--shards", "1", "--shard-clips", "2", "--latent-frames", "5"]
