@@ -19,9 +19,7 @@ from torch import Tensor, nn
 
 from world.chunk import PATCH
 from world.nn.attention import attend
-from world.nn.rope import rotate
-
-Pair = tuple[Tensor, Tensor]
+from world.nn.rows import Pair, add, add_norm, norm_turn
 
 # What the published code keeps in float32; everything else may be cast to the serving dtype.
 FLOAT32_PREFIXES = ("time_embedding.", "time_projection.", "head.")
@@ -85,31 +83,33 @@ def mlp(layers: nn.Sequential, x: Tensor) -> Tensor:
     return layers(x.to(layers[0].weight.dtype))
 
 
-class RMSNorm(nn.Module):
+class HeadNorm(nn.Module):
+    """RMS norm over the channels of all heads, which are then told apart and, with a turn, rotated."""
+
     def __init__(self, dim: int, eps: float):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+    def forward(self, x: Tensor, heads: int, turn: Pair | None) -> Tensor:
+        return norm_turn(x, self.weight, self.eps, heads, turn)
 
 
 class Attention(nn.Module):
     def __init__(self, cfg: DiTConfig):
         super().__init__()
         self.q, self.k, self.v, self.o = (nn.Linear(cfg.dim, cfg.dim) for _ in range(4))
-        self.norm_q, self.norm_k = RMSNorm(cfg.dim, cfg.eps), RMSNorm(cfg.dim, cfg.eps)
-        self.heads = (cfg.num_heads, cfg.head_dim)
+        self.norm_q, self.norm_k = HeadNorm(cfg.dim, cfg.eps), HeadNorm(cfg.dim, cfg.eps)
+        self.heads = cfg.num_heads
 
-    def queries(self, x: Tensor) -> Tensor:
-        return self.norm_q(linear(self.q, x)).unflatten(-1, self.heads)
+    def queries(self, x: Tensor, turn: Pair | None = None) -> Tensor:
+        return self.norm_q(linear(self.q, x), self.heads, turn)
 
-    def keys(self, x: Tensor) -> Tensor:
-        return self.norm_k(linear(self.k, x)).unflatten(-1, self.heads)
+    def keys(self, x: Tensor, turn: Pair | None = None) -> Tensor:
+        return self.norm_k(linear(self.k, x), self.heads, turn)
 
     def values(self, x: Tensor) -> Tensor:
-        return linear(self.v, x).unflatten(-1, self.heads)
+        return linear(self.v, x).unflatten(-1, (self.heads, -1))
 
     def out(self, x: Tensor) -> Tensor:
         return linear(self.o, x.flatten(2))
@@ -128,6 +128,11 @@ class Block(nn.Module):
         self.cam_scale_layer, self.cam_shift_layer = nn.Linear(cfg.dim, cfg.dim), nn.Linear(cfg.dim, cfg.dim)
         self.eps = cfg.eps
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what comes into its linears and of what it keeps."""
+        return self.cross_attn.k.weight.dtype
+
     def camera(self, c: Tensor) -> Pair:
         """Scale and shift [B, L, C] of this block: they depend on the chunk's camera alone."""
         g = linear(self.cam_injector_layer2, F.silu(linear(self.cam_injector_layer1, c))) + c
@@ -137,28 +142,24 @@ class Block(nn.Module):
         """K and V [B, text_len, N, d] of a prompt for this block's cross-attention."""
         return self.cross_attn.keys(context), self.cross_attn.values(context)
 
-    def norm(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], eps=self.eps) * (1 + scale) + shift
-
     def forward(
         self, x: Tensor, e0: Tensor, camera: Pair, text: Pair, turn: Pair, memory: Memory, index: int, outputs: int
     ) -> Tensor:
         """x float32 [B, L, C], e0 float32 [B, 6, C]. Only the first `outputs` rows go on past the memory."""
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.modulation + e0).unsqueeze(2).unbind(1)  # [B, 1, C]
-        u = self.norm(x, shift_a, scale_a)
-        k, v = rotate(self.self_attn.keys(u), *turn), self.self_attn.values(u)
+        x, u = add_norm(x, 1 + scale_a, shift_a, self.eps, self.dtype)
+        k, v = self.self_attn.keys(u, turn), self.self_attn.values(u)
         if outputs < x.shape[0]:
             x, u, gate_a, shift_f, scale_f, gate_f = (t[:outputs] for t in (x, u, gate_a, shift_f, scale_f, gate_f))
             camera, text, turn = ((a[:outputs], b[:outputs]) for a, b in (camera, text, turn))
-        seen = memory.attend(index, rotate(self.self_attn.queries(u), *turn) if outputs else k[:0], k, v)
+        seen = memory.attend(index, self.self_attn.queries(u, turn) if outputs else k[:0], k, v)
         if outputs == 0:
             return x
-        x = x + gate_a * self.self_attn.out(seen)
-        scale, shift = camera
-        x = (1 + scale) * x + shift
-        normed = F.layer_norm(x, x.shape[-1:], self.norm3.weight.float(), self.norm3.bias.float(), self.eps)
-        x = x + self.cross_attn.out(attend(self.cross_attn.queries(normed), *text))
-        return x + gate_f * mlp(self.ffn, self.norm(x, shift_f, scale_f))
+        weight, bias = self.norm3.weight.float(), self.norm3.bias.float()
+        x, u = add_norm(x, weight, bias, self.eps, self.dtype, self.self_attn.out(seen), gate_a, camera)
+        seen = attend(self.cross_attn.queries(u), *text)
+        x, u = add_norm(x, 1 + scale_f, shift_f, self.eps, self.dtype, self.cross_attn.out(seen))
+        return add(x, mlp(self.ffn, u), gate_f)
 
 
 class Head(nn.Module):

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from world.nn.rows import unit_norm
+
 LATENT_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
                0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921)  # fmt: skip
 LATENT_STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
@@ -108,9 +110,7 @@ class Norm(nn.Module):
         self.silu = silu
 
     def forward(self, x: Tensor) -> Tensor:
-        gamma = (self.gamma.flatten() * x.shape[-1] ** 0.5).to(x.dtype)
-        normed = F.normalize(x.float(), dim=-1).to(x.dtype) * gamma
-        return F.silu(normed) if self.silu else normed
+        return unit_norm(x, self.gamma.flatten(), self.silu)
 
 
 class Residual(nn.Module):

@@ -1,0 +1,84 @@
+"""The kernels of what a block does to single tokens, interpreted where there is no GPU: they are what torch says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.world.kernels import DEVICE, needs_triton
+from world.nn import rows
+
+pytestmark = needs_triton
+HALF = torch.bfloat16 if DEVICE == "cuda" else torch.float16
+CLOSE = {"rtol": 0, "atol": 3e-5}
+
+
+def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    seed=st.integers(0, 2**32), size=st.tuples(st.integers(1, 3), st.integers(1, 4), st.sampled_from([6, 96, 128])),
+    branched=st.booleans(), gated=st.booleans(), moved=st.booleans(), per_row=st.booleans(),
+)  # fmt: skip
+def test_add_norm(seed, size, branched, gated, moved, per_row):
+    from world.nn.row_kernels import add_norm
+
+    b, _, c = size
+    x = normal(seed, *size)
+    branch = normal(seed + 1, *size, dtype=HALF) if branched else None
+    six = normal(seed + 2, b, 6, c).unsqueeze(2).unbind(1)  # as a block takes its modulation apart
+    camera = (normal(seed + 3, *size), normal(seed + 4, *size)) if moved else None
+    weight, bias = (1 + six[0], six[1]) if per_row else normal(seed + 5, 2, c)
+    gate = six[2] if gated else None
+    expected = rows.add_norm(x, weight, bias, 1e-6, torch.float32, branch, gate if branched else None, camera)
+    got = add_norm(x, (weight, bias, 1e-6), torch.float32, branch, gate if branched else None, camera)
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
+    if branched:
+        torch.testing.assert_close(
+            add_norm(x, None, None, branch, six[3], None)[0], rows.add(x, branch, six[3]), **CLOSE
+        )
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 2**32), heads=st.integers(1, 5), half=st.sampled_from([3, 8, 16]), turned=st.booleans())
+def test_norm_turn(seed, heads, half, turned):
+    from world.nn.row_kernels import norm_turn
+
+    x, weight = normal(seed, 2, 3, heads * 2 * half), normal(seed + 1, heads * 2 * half)
+    turn = (normal(seed + 2, 2, 3, 1, half), normal(seed + 3, 2, 3, 1, half)) if turned else None
+    expected = rows.norm_turn(x, weight, 1e-6, heads, turn)
+    torch.testing.assert_close(norm_turn(x, weight, 1e-6, turn).unflatten(-1, (heads, -1)), expected, **CLOSE)
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 2**32), pixels=st.integers(1, 90), channels=st.sampled_from([3, 16, 96]), silu=st.booleans())
+def test_unit_norm(seed, pixels, channels, silu):
+    from world.nn.row_kernels import unit_norm
+
+    x, gamma = normal(seed, pixels, channels), normal(seed + 1, channels)
+    x[0] = 0
+    torch.testing.assert_close(unit_norm(x, gamma, silu), rows.unit_norm(x, gamma, silu), **CLOSE)
+
+
+def test_a_token_has_the_bits_it_has_alone():
+    from world.nn.row_kernels import add_norm, norm_turn
+
+    x, weight, bias = normal(1, 3, 5, 96), normal(2, 3, 1, 96), normal(3, 3, 1, 96)
+    _, together = add_norm(x, (weight, bias, 1e-6), HALF, None, None, None)
+    assert torch.equal(together[1:2], add_norm(x[1:2], (weight[1:2], bias[1:2], 1e-6), HALF, None, None, None)[1])
+    assert torch.equal(norm_turn(x, bias[0, 0], 1e-6, None)[2:], norm_turn(x[2:], bias[0, 0], 1e-6, None))
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+def test_serving_takes_the_kernels_and_training_does_not():
+    x, weight, bias = normal(1, 2, 3, 96), normal(2, 96).requires_grad_(), normal(3, 96)
+    rows.add_norm(x, weight, bias, 1e-6, HALF)[1].sum().backward()
+    assert weight.grad is not None
+    with torch.inference_mode():
+        assert rows._fused(x)

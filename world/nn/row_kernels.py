@@ -1,0 +1,140 @@
+"""What a block does to single tokens between its matrix products: a kernel a pass over memory, not one an operation.
+
+Counterparts of `world.nn.rows` in Triton for inference on a GPU: a program has one token's channels, and reduces them
+in one order whoever shares the call. All arithmetic is float32.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+WARPS = 8  # of a token
+PROGRAM = 4096  # numbers that a program of small tokens has
+
+
+@triton.jit
+def _add_norm(
+    x_ptr, branch_ptr, gate_ptr, camera_scale_ptr, camera_shift_ptr, weight_ptr, bias_ptr, sum_ptr, out_ptr,
+    channels, length, gate_row, weight_row, bias_row, eps,
+    BRANCH: tl.constexpr, GATE: tl.constexpr, CAMERA: tl.constexpr, NORM: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    row = token // length
+    c = tl.arange(0, WIDTH)
+    there = c < channels
+    at = token * channels + c
+    x = tl.load(x_ptr + at, mask=there, other=0.0)
+    if BRANCH:
+        branch = tl.load(branch_ptr + at, mask=there, other=0.0).to(tl.float32)
+        if GATE:
+            branch *= tl.load(gate_ptr + row * gate_row + c, mask=there, other=0.0)
+        x += branch
+    if CAMERA:
+        scale = tl.load(camera_scale_ptr + at, mask=there, other=0.0).to(tl.float32)
+        x = x * (1 + scale) + tl.load(camera_shift_ptr + at, mask=there, other=0.0).to(tl.float32)
+    if BRANCH or CAMERA:
+        tl.store(sum_ptr + at, x, mask=there)
+    if NORM:
+        mean = tl.sum(x, 0) / channels
+        apart = tl.where(there, x - mean, 0.0)
+        normed = apart * tl.rsqrt(tl.sum(apart * apart, 0) / channels + eps)
+        normed *= tl.load(weight_ptr + row * weight_row + c, mask=there, other=0.0).to(tl.float32)
+        normed += tl.load(bias_ptr + row * bias_row + c, mask=there, other=0.0).to(tl.float32)
+        tl.store(out_ptr + at, normed.to(out_ptr.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _norm_turn(
+    x_ptr, weight_ptr, cos_ptr, sin_ptr, out_ptr, channels, eps, TURN: tl.constexpr, PAIRS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    c = tl.arange(0, WIDTH)
+    there = c < channels
+    at = token * channels + c
+    x = tl.load(x_ptr + at, mask=there, other=0.0).to(tl.float32)
+    root = tl.rsqrt(tl.sum(x * x, 0) / channels + eps)
+    x = x * root * tl.load(weight_ptr + c, mask=there, other=0.0).to(tl.float32)
+    if TURN:
+        even, odd = tl.split(x.reshape(WIDTH // 2, 2))
+        pair = tl.arange(0, WIDTH // 2)
+        inside = pair < channels // 2
+        cos = tl.load(cos_ptr + token * PAIRS + pair % PAIRS, mask=inside, other=0.0)
+        sin = tl.load(sin_ptr + token * PAIRS + pair % PAIRS, mask=inside, other=0.0)
+        x = tl.join(even * cos - odd * sin, even * sin + odd * cos).reshape(WIDTH)
+    tl.store(out_ptr + at, x.to(out_ptr.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _unit_norm(
+    x_ptr, gamma_ptr, out_ptr, pixels, channels, root, SILU: tl.constexpr, PIXELS: tl.constexpr, WIDTH: tl.constexpr
+):  # fmt: skip
+    pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)[:, None]
+    c = tl.arange(0, WIDTH)[None, :]
+    there = (pixel < pixels) & (c < channels)
+    at = pixel * channels + c
+    x = tl.load(x_ptr + at, mask=there, other=0.0).to(tl.float32)
+    size = tl.maximum(tl.sqrt(tl.sum(x * x, 1)), 1e-12)
+    gamma = tl.load(gamma_ptr + c, mask=c < channels, other=0.0).to(tl.float32) * root
+    x = x / size[:, None] * gamma
+    if SILU:
+        x = x * tl.sigmoid(x)
+    tl.store(out_ptr + at, x.to(out_ptr.dtype.element_ty), mask=there)
+
+
+def add_norm(
+    x: Tensor, norm: tuple[Tensor, Tensor, float] | None, dtype: torch.dtype | None, branch: Tensor | None,
+    gate: Tensor | None, camera: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`world.nn.rows.add_norm` with weight, bias and epsilon as `norm`, or without a norm its first half."""
+    rows, length, channels = x.shape
+    x = x.contiguous()
+    summed = x if branch is None and camera is None else torch.empty_like(x)
+    normed = x if norm is None else torch.empty_like(x, dtype=dtype)
+    weight, bias, eps = norm or (x, x, 0.0)
+    scale, shift = camera or (x, x)
+    _add_norm[(rows * length,)](
+        x, _given(branch, x), x if gate is None else gate, _given(scale, x), _given(shift, x), weight, bias, summed,
+        normed, channels, length, _between(gate), _between(weight), _between(bias), eps, BRANCH=branch is not None,
+        GATE=gate is not None, CAMERA=camera is not None, NORM=norm is not None,
+        WIDTH=triton.next_power_of_2(channels), num_warps=WARPS,
+    )  # fmt: skip
+    return summed, normed
+
+
+def norm_turn(x: Tensor, weight: Tensor, eps: float, turn: tuple[Tensor, Tensor] | None) -> Tensor:
+    """`world.nn.rows.norm_turn`, [B, L, C]."""
+    rows, length, channels = x.shape
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    cos, sin = (t.contiguous() for t in turn) if turn is not None else (weight, weight)
+    _norm_turn[(rows * length,)](
+        x, weight, cos, sin, out, channels, eps, TURN=turn is not None, PAIRS=cos.shape[-1],
+        WIDTH=triton.next_power_of_2(channels), num_warps=WARPS,
+    )  # fmt: skip
+    return out
+
+
+def unit_norm(x: Tensor, gamma: Tensor, silu: bool) -> Tensor:
+    """`world.nn.rows.unit_norm`."""
+    channels = x.shape[-1]
+    x = x.contiguous()
+    out, pixels = torch.empty_like(x), x.numel() // channels
+    width = triton.next_power_of_2(channels)
+    many = max(1, PROGRAM // width)
+    _unit_norm[(triton.cdiv(pixels, many),)](
+        x, gamma, out, pixels, channels, channels**0.5, SILU=silu, PIXELS=many, WIDTH=width, num_warps=4
+    )
+    return out
+
+
+def _given(t: Tensor | None, other: Tensor) -> Tensor:
+    return other if t is None else t.contiguous()
+
+
+def _between(t: Tensor | None) -> int:
+    """Elements from the channels of one row to those of the next, of [C] or [B, 1, C]."""
+    return 0 if t is None or t.dim() == 1 or len(t) == 1 else t.stride(0)

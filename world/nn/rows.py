@@ -1,0 +1,62 @@
+"""What networks do to single tokens or pixels between their matrix products: by kernels of its own where a GPU serves
+(`world.nn.row_kernels`), everywhere else in torch's operations."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from world.nn.rope import rotate
+
+Pair = tuple[Tensor, Tensor]
+
+
+def add(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
+    """x float32 [B, L, C] + gate float32 [B, 1, C] * branch [B, L, C]."""
+    return _kernels().add_norm(x, None, None, branch, gate, None)[0] if _fused(x) else x + gate * branch
+
+
+def add_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype, branch: Tensor | None = None,
+    gate: Tensor | None = None, camera: Pair | None = None,
+) -> Pair:  # fmt: skip
+    """The residual stream x float32 [B, L, C] with a branch [B, L, C] added to it, through a gate float32 [B, 1, C] if
+    there is one, then moved by the camera's scale and shift [B, L, C]; and its layer norm, with weight and bias float32
+    [B, 1, C] or [C], in a dtype."""
+    if _fused(x):
+        return _kernels().add_norm(x, (weight, bias, eps), dtype, branch, gate, camera)
+    if branch is not None:
+        x = x + (branch if gate is None else gate * branch)
+    if camera is not None:
+        scale, shift = camera
+        x = (1 + scale) * x + shift
+    return x, (F.layer_norm(x, x.shape[-1:], eps=eps) * weight + bias).to(dtype)
+
+
+def norm_turn(x: Tensor, weight: Tensor, eps: float, heads: int, turn: Pair | None) -> Tensor:
+    """RMS norm of queries or keys [B, L, C] over all heads, which are then turned by cos and sin float32
+    [B, L, 1, d / 2]: [B, L, N, d] in their dtype."""
+    if _fused(x):
+        return _kernels().norm_turn(x, weight, eps, turn).unflatten(-1, (heads, -1))
+    normed = F.rms_norm(x.float(), weight.shape, weight.float(), eps).to(x.dtype).unflatten(-1, (heads, -1))
+    return normed if turn is None else rotate(normed, *turn)
+
+
+def unit_norm(x: Tensor, gamma: Tensor, silu: bool) -> Tensor:
+    """x / ||x|| over channels [..., C], times sqrt(C) and gamma [C]; then SiLU if asked."""
+    if _fused(x):
+        return _kernels().unit_norm(x, gamma, silu)
+    normed = F.normalize(x.float(), dim=-1).to(x.dtype) * (gamma * x.shape[-1] ** 0.5).to(x.dtype)
+    return F.silu(normed) if silu else normed
+
+
+def _fused(x: Tensor) -> bool:
+    """The kernels have no gradients."""
+    return x.is_cuda and torch.is_inference_mode_enabled()
+
+
+def _kernels():  # type: ignore[no-untyped-def]  # a module; Triton comes with torch for GPUs only
+    from world.nn import row_kernels
+
+    return row_kernels
