@@ -65,26 +65,22 @@ class SlicedRing(RingView):
 
     def __init__(self, rings: RingView, rows: Sequence[Row]):
         cfg = rings.slab.cfg
-        self.slab, self.slots, self.at, self.valid_tokens = rings.slab, rings.slots, rings.at, rings.valid_tokens
+        self.slab, self.begins, self.valid_tokens = rings.slab, rings.begins, rings.valid_tokens
         frames, tokens = cfg.geometry.chunk_frames, cfg.geometry.frame_tokens
-        self.writes: list[tuple[int, int, slice, slice]] = []  # row, slot, tokens of the chunk, tokens of the ring
+        self.writes: list[tuple[int, slice, slice]] = []  # row, tokens of the chunk, tokens of all rings
         for i, row in enumerate(rows):
+            begin = self.slab.ring_begins(row.slot)
             for frame in range(frames):
                 index = row.chunk_index * frames + frame
                 wrapped = cfg.sink_frames + (index - cfg.sink_frames) % (cfg.window_frames - cfg.sink_frames)
-                place = index if index < cfg.sink_frames else wrapped
-                own = slice(frame * tokens, (frame + 1) * tokens)
-                self.writes.append((i, row.slot, own, slice(place * tokens, (place + 1) * tokens)))
+                place = begin + (index if index < cfg.sink_frames else wrapped) * tokens
+                self.writes.append((i, slice(frame * tokens, (frame + 1) * tokens), slice(place, place + tokens)))
 
     def attend(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        k_ring, v_ring, rows = self.slab.k[layer_index], self.slab.v[layer_index], q.shape[0]
-        for i, slot, own, place in self.writes:
-            k_ring[slot, place].copy_(k[i, own])
-            v_ring[slot, place].copy_(v[i, own])
-        if rows == 0:
-            return q
-        slots, valid = self.slots[:rows], self.valid_tokens[:rows]
-        return self.slab.ring_attention(q, k_ring, v_ring, slots, valid)
+        for i, own, place in self.writes:
+            self.slab.k[layer_index][place].copy_(k[i, own])
+            self.slab.v[layer_index][place].copy_(v[i, own])
+        return self.seen(layer_index, q)
 
 
 @contextmanager

@@ -38,7 +38,8 @@ class MemoryPlan:
     num_ranks: int
     max_rows: int
     weights: Mapping[str, int]  # by network
-    slot: Mapping[str, int]  # by kind: of one player, in a slab; there is one more, for padding rows
+    slot: Mapping[str, int]  # by kind: of one player, in a slab
+    spare_bytes: int  # of the slot of padding rows, whose rings are shorter
     start_bytes: int  # of one player's start picture, as it is conditioned on
     prompt_bytes: int  # of the encoded prompts that are kept, each of the greatest length
     row_bytes: int  # activations of one row's forward and decode, at most
@@ -54,9 +55,9 @@ class MemoryPlan:
         return sum(self.slot.values()) + self.start_bytes
 
     def slab_bytes(self, num_slots: int) -> int:
-        """Slots and the padding row. Each of several ranks has the decoder caches of its own slots only."""
-        decoder, all_slots = self.slot["decoder"], sum(self.slot.values())
-        return (all_slots - decoder) * (num_slots + 1) + decoder * (-(-num_slots // self.num_ranks) + 1)
+        """Slots and the spare one. Each of several ranks has the decoder caches of its own slots only."""
+        decoder, whole = self.slot["decoder"], sum(self.slot.values())
+        return (whole - decoder) * num_slots + decoder * -(-num_slots // self.num_ranks) + self.spare_bytes
 
     def work_bytes(self, num_slots: int) -> int:
         """Activations of the largest forward, and start pictures on their way in."""
@@ -117,6 +118,7 @@ def plan(
     if text is not None:
         weights["text encoder"] = sum(p.numel() for p in text.parameters()) * text_dtype.itemsize
     preparing_bytes, start_bytes = picture_bytes(cfg, dtype)
+    slot = slot_bytes(world.slab)
     return MemoryPlan(
         world=cfg.name,
         picture=f"{cfg.geometry.width}x{cfg.geometry.height}",
@@ -125,7 +127,8 @@ def plan(
         num_ranks=num_ranks,
         max_rows=cfg.max_rows,
         weights=weights,
-        slot=slot_bytes(world.slab),
+        slot=slot,
+        spare_bytes=num_bytes(list(world.slab.tensors())) - sum(slot.values()),
         start_bytes=start_bytes,
         prompt_bytes=PROMPTS_KEPT * num_bytes([world.encode_prompt("").encoded]),
         row_bytes=row_bytes(cfg, dtype, device),
@@ -136,8 +139,8 @@ def plan(
 def slot_bytes(slab: Slab) -> dict[str, int]:
     """What one player takes of a slab, by kind."""
     kinds = dict.fromkeys([*KINDS.values(), "latents and views"], 0)
-    for name, t in slab.named_tensors():
-        kinds[KINDS.get(name.partition(".")[0], "latents and views")] += t[0].numel() * t.element_size()
+    for name, row in slab.rows(1):
+        kinds[KINDS.get(name.partition(".")[0], "latents and views")] += row.nbytes
     return kinds
 
 

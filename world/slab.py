@@ -1,13 +1,15 @@
-"""All state of all players: one preallocated tensor a layer and kind, a row a slot. Slot 0 is the padding row.
+"""All state of all players: one preallocated tensor a layer and kind, a row a slot. Slot 0 is that of padding rows.
 
-The KV ring of a slot holds the stream's first frames (the sink) and then the most recent ones: keys are rotated before
-they are stored and attention does not care about order, so evicting is overwriting and nothing ever moves.
+The KV rings of a layer lie end to end, [tokens, N, d]: all are a window long but that of slot 0, a chunk, since padding
+rows play nothing but chunk 0. A ring holds the stream's first frames (the sink) and then the most recent ones: keys are
+rotated before they are stored and attention does not care about order, so evicting is overwriting, nothing ever moves.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,8 +22,10 @@ from world.nn.vae import VideoVAE
 from world.ranks import ALONE, Ranks
 from world.ulysses import Ulysses
 
-APART = ("k.", "v.", "camera.")  # names of what each of several ranks has another part of
+RINGS = ("k.", "v.")  # names of what has tokens of all slots end to end, where others have a row a slot
+APART = (*RINGS, "camera.")  # names of what each of several ranks has another part of
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # as safetensors names them
+Slots = TypeVar("Slots", int, Tensor)
 
 
 def ring_frames(frames: Tensor, sink_frames: int, window_frames: int) -> Tensor:
@@ -45,22 +49,24 @@ class RingView:
         cfg, device = slab.cfg, slots.device
         tokens = cfg.geometry.frame_tokens
         frames = first_frame[:, None] + torch.arange(cfg.geometry.chunk_frames, device=device)  # [B, f]
-        ring = slots[:, None] * cfg.window_frames + ring_frames(frames, cfg.sink_frames, cfg.window_frames)
-        at = ring[:, :, None] * tokens + torch.arange(tokens, device=device)
-        self.at = at.flatten()  # [B L], in all rings end to end
+        self.slab, self.begins = slab, slab.ring_begins(slots)
+        places = self.begins[:, None] + ring_frames(frames, cfg.sink_frames, cfg.window_frames) * tokens  # [B, f]
+        self.at = (places[:, :, None] + torch.arange(tokens, device=device)).flatten()  # [B L]
         held = (first_frame + cfg.geometry.chunk_frames).clamp(max=cfg.window_frames)
         self.valid_tokens = (held * tokens).int()  # [B], a prefix: the ring fills in order
-        self.slab, self.slots = slab, slots
 
     def attend(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self.slab.k[layer_index].flatten(0, 1).index_copy_(0, self.at, k.flatten(0, 1))
-        self.slab.v[layer_index].flatten(0, 1).index_copy_(0, self.at, v.flatten(0, 1))
+        self.slab.k[layer_index].index_copy_(0, self.at, k.flatten(0, 1))
+        self.slab.v[layer_index].index_copy_(0, self.at, v.flatten(0, 1))
+        return self.seen(layer_index, q)
+
+    def seen(self, layer_index: int, q: Tensor) -> Tensor:
+        """What the first rows see of their rings as they are."""
         rows, slab = q.shape[0], self.slab
         if rows == 0:
             return q
-        return slab.ring_attention(
-            q, slab.k[layer_index], slab.v[layer_index], self.slots[:rows], self.valid_tokens[:rows]
-        )
+        k_ring, v_ring, room = slab.k[layer_index], slab.v[layer_index], slab.cfg.window_tokens
+        return slab.ring_attention(q, k_ring, v_ring, self.begins[:rows], room, self.valid_tokens[:rows])
 
 
 class Slab:
@@ -84,9 +90,9 @@ class Slab:
             return torch.zeros(rows, *shape, dtype=dtype, device=device)
 
         self.cfg, self.ranks = cfg, ranks
-        ring = cfg.window_tokens, ranks.heads(dit.num_heads), dit.head_dim
-        self.k = [zeros(*ring) for _ in range(dit.num_layers)]
-        self.v = [zeros(*ring) for _ in range(dit.num_layers)]
+        token, tokens = (ranks.heads(dit.num_heads), dit.head_dim), self.ring_begins(rows)  # where one more would begin
+        self.k = [zeros(*token, rows=tokens) for _ in range(dit.num_layers)]
+        self.v = [zeros(*token, rows=tokens) for _ in range(dit.num_layers)]
         self.text: list[Pair] = [(zeros(dit.text_len, *heads), zeros(dit.text_len, *heads)) for _ in self.k]
         chunk = ranks.share(geometry.chunk_tokens), dit.dim
         self.camera: list[Pair] = [(zeros(*chunk), zeros(*chunk)) for _ in self.k]
@@ -108,17 +114,23 @@ class Slab:
     def tensors(self) -> Iterator[Tensor]:
         yield from (t for _, t in self.named_tensors())
 
+    def ring_begins(self, slots: Slots) -> Slots:
+        """Where in a layer's k and v the rings of slots begin, in tokens: int64 for int64."""
+        return (slots > 0) * (self.cfg.geometry.chunk_tokens + (slots - 1) * self.cfg.window_tokens)
+
     def rows(self, slot: int) -> Iterator[tuple[str, Tensor]]:
         """All that is kept here of a slot."""
         for name, t in self.named_tensors():
-            if not name.startswith("decoder."):
+            if name.startswith(RINGS):
+                yield name, t[self.ring_begins(slot) : self.ring_begins(slot + 1)]
+            elif not name.startswith("decoder."):
                 yield name, t[slot]
             elif self.ranks.decodes(slot):
                 yield name, t[self.ranks.decoder_row(slot)]
 
     def slot_bytes(self) -> int:
-        """Memory one player takes."""
-        return sum(t[0].numel() * t.element_size() for t in self.tensors())
+        """Memory one player takes; of several ranks, of the first, which decodes slot 1."""
+        return sum(row.nbytes for _, row in self.rows(1))
 
     def clean(self, slot: int) -> None:
         for _, row in self.rows(slot):

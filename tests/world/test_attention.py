@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -17,13 +18,24 @@ def one_row(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("nls,snd->lnd", scores.softmax(-1), v.double())
 
 
-def case(seed: int, rows: int = 3, slots: int = 5, size: int = 12, length: int = 4, heads: int = 2, dim: int = 8):
+def case(seed: int, rows: int = 3, rings: int = 5, room: int = 12, length: int = 4, heads: int = 2, dim: int = 8):
+    """Arguments of a door: rings of `room` tokens behind one of a token, which is nobody's."""
     g = torch.Generator().manual_seed(seed)
     q = torch.randn(rows, length, heads, dim, generator=g)
-    k, v = torch.randn(2, slots, size, heads, dim, generator=g)
-    at = torch.randperm(slots, generator=g)[:rows]
-    valid = torch.randint(1, size + 1, (rows,), generator=g, dtype=torch.int32)
-    return q, k, v, at, valid
+    k, v = torch.randn(2, 1 + rings * room, heads, dim, generator=g)
+    begins = 1 + torch.randperm(rings, generator=g)[:rows] * room
+    valid = torch.randint(1, room + 1, (rows,), generator=g, dtype=torch.int32)
+    return q, k, v, begins, room, valid
+
+
+def spoil(k: Tensor, v: Tensor, begins: Tensor, room: int, valid: Tensor) -> None:
+    """Garbage behind the rows' valid prefixes, NaN in the rings of strangers."""
+    old_k, old_v = k.clone(), v.clone()
+    k[:], v[:] = float("nan"), float("nan")
+    for begin, n in zip(begins.tolist(), valid.tolist(), strict=True):
+        own, rest = slice(begin, begin + n), slice(begin + n, begin + room)
+        k[own], v[own] = old_k[own], old_v[own]
+        k[rest], v[rest] = 1e4, -1e4
 
 
 class FlashStandIn:
@@ -51,44 +63,56 @@ class FlashStandIn:
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 2**32), rows=st.integers(1, 5), length=st.integers(1, 6), size=st.integers(1, 20))
-def test_ring_attention_is_plain_attention_over_the_valid_prefix(seed, rows, length, size):
-    q, k, v, slots, valid = case(seed, rows=rows, length=length, size=size)
-    got = ring_sdpa(q, k, v, slots, valid)
-    for row, (slot, n) in enumerate(zip(slots, valid, strict=True)):
-        torch.testing.assert_close(got[row].double(), one_row(q[row], k[slot, :n], v[slot, :n]), rtol=0, atol=1e-5)
+@given(seed=st.integers(0, 2**32), rows=st.integers(1, 5), length=st.integers(1, 6), room=st.integers(1, 20))
+def test_ring_attention_is_plain_attention_over_the_valid_prefix(seed, rows, length, room):
+    q, k, v, begins, room, valid = case(seed, rows=rows, length=length, room=room)
+    got = ring_sdpa(q, k, v, begins, room, valid)
+    for row, (at, n) in enumerate(zip(begins, valid, strict=True)):
+        expected = one_row(q[row], k[at : at + n], v[at : at + n])
+        torch.testing.assert_close(got[row].double(), expected, rtol=0, atol=1e-5)
 
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_what_is_behind_the_mask_changes_no_bit(seed):
-    """Finite garbage behind a row's valid prefix, NaN in the slots of strangers."""
-    q, k, v, slots, valid = case(seed)
-    before = ring_sdpa(q, k, v, slots, valid)
-    for slot in set(range(k.shape[0])) - set(slots.tolist()):
-        k[slot], v[slot] = float("nan"), float("nan")
-    for slot, n in zip(slots, valid, strict=True):
-        k[slot, n:], v[slot, n:] = 1e4, -1e4
-    assert torch.equal(ring_sdpa(q, k, v, slots, valid), before)
+    q, k, v, *rings = case(seed)
+    before = ring_sdpa(q, k, v, *rings)
+    spoil(k, v, *rings)
+    assert torch.equal(ring_sdpa(q, k, v, *rings), before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_row_has_the_bits_it_has_alone(dtype):
-    q, k, v, slots, valid = (t.to(dtype) if t.is_floating_point() else t for t in case(3, rows=5, size=40, dim=16))
-    together = ring_sdpa(q, k, v, slots, valid)
-    for i in range(5):
-        one = slice(i, i + 1)
-        assert torch.equal(together[one], ring_sdpa(q[one], k, v, slots[one], valid[one]))
+def test_a_row_has_the_bits_it_has_alone_and_those_of_masked_attention_over_its_whole_ring(dtype):
+    q, k, v, begins, room, valid = case(3, rows=5, room=40, dim=16)
+    q, k, v = (t.to(dtype) for t in (q, k, v))
+    together = ring_sdpa(q, k, v, begins, room, valid)
+    for i, (at, n) in enumerate(zip(begins.tolist(), valid.tolist(), strict=True)):
+        one, ring = slice(i, i + 1), slice(at, at + room)
+        assert torch.equal(together[one], ring_sdpa(q[one], k, v, begins[one], room, valid[one]))
+        heads_first = (t.transpose(0, 1)[None] for t in (q[i], k[ring], v[ring]))
+        whole = F.scaled_dot_product_attention(*heads_first, attn_mask=(torch.arange(room) < n).expand(1, 1, 1, -1))
+        assert torch.equal(together[i], whole[0].transpose(0, 1))
+
+
+@pytest.mark.parametrize("beyond", [20, 2])
+def test_a_ring_shorter_than_the_room_is_its_valid_prefix(beyond):
+    """A padding row's: what lies beyond is a stranger's NaN, or not even there."""
+    q, k, v, _, room, _ = case(5, rows=2)
+    k, v = k[: 4 + beyond], v[: 4 + beyond]
+    k[4:], v[4:] = float("nan"), float("nan")
+    got = ring_sdpa(q, k, v, torch.zeros(2, dtype=torch.int64), room, torch.full((2,), 4, dtype=torch.int32))
+    for row in range(2):
+        torch.testing.assert_close(got[row].double(), one_row(q[row], k[:4], v[:4]), rtol=0, atol=1e-5)
 
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32), rows=st.integers(1, 5))
 def test_flash_is_called_as_documented_and_agrees(seed, rows):
-    q, k, v, slots, valid = case(seed, rows=rows)
+    arguments = case(seed, rows=rows)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.ops, "aten", FlashStandIn())
-        got = ring_flash(q, k, v, slots, valid)
-    torch.testing.assert_close(got, ring_sdpa(q, k, v, slots, valid), rtol=0, atol=1e-5)
+        got = ring_flash(*arguments)
+    torch.testing.assert_close(got, ring_sdpa(*arguments), rtol=0, atol=1e-5)
 
 
 def test_the_door_takes_flash_where_it_can_run():
@@ -101,25 +125,23 @@ def test_the_door_takes_flash_where_it_can_run():
 @pytest.mark.parametrize("dim", [64, 128])
 def test_on_a_gpu_both_ways_agree_and_a_row_has_the_bits_it_has_alone(dim):
     """Both round probabilities and results to bfloat16: 4e-3 of a row's norm apart from float64 at most."""
-    made = case(7, rows=3, slots=6, size=333, length=104, heads=4, dim=dim)
-    q, k, v, slots, valid = (t.cuda().bfloat16() if t.is_floating_point() else t.cuda() for t in made)
+    *tensors, room, valid = case(7, rows=3, rings=6, room=333, length=104, heads=4, dim=dim)
+    q, k, v, begins, valid = (t.cuda().bfloat16() if t.is_floating_point() else t.cuda() for t in (*tensors, valid))
     for door in (ring_flash, ring_sdpa):
-        before = door(q, k, v, slots, valid)
-        for row, (slot, n) in enumerate(zip(slots.tolist(), valid.tolist(), strict=True)):
-            exact = one_row(q[row], k[slot, :n], v[slot, :n])
+        before = door(q, k, v, begins, room, valid)
+        for row, (at, n) in enumerate(zip(begins.tolist(), valid.tolist(), strict=True)):
+            exact = one_row(q[row], k[at : at + n], v[at : at + n])
             assert (before[row].double() - exact).norm() / exact.norm() < 4e-3
             one = slice(row, row + 1)
-            assert torch.equal(before[one], door(q[one], k, v, slots[one], valid[one]))
-        for slot in set(range(6)) - set(slots.tolist()):
-            k[slot], v[slot] = float("nan"), float("nan")
-        for slot, n in zip(slots, valid, strict=True):
-            k[slot, n:], v[slot, n:] = 1e4, -1e4
-        assert torch.equal(door(q, k, v, slots, valid), before), "what is behind a row's prefix was read"
+            assert torch.equal(before[one], door(q[one], k, v, begins[one], room, valid[one]))
+        spoil(k, v, begins, room, valid)
+        assert torch.equal(door(q, k, v, begins, room, valid), before), "what is behind a row's prefix was read"
         k, v = k.nan_to_num(0.5), v.nan_to_num(0.5)
 
 
 def test_attention_without_a_ring_has_no_mask():
-    q, k, v, _, _ = case(1, rows=5)
+    q, *_ = case(1, rows=5)
+    k, v = torch.randn(2, 5, 12, *q.shape[2:], generator=torch.Generator().manual_seed(1))
     got = attend(q, k, v)
     for row in range(5):
         torch.testing.assert_close(got[row].double(), one_row(q[row], k[row], v[row]), rtol=0, atol=1e-5)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from tests.world.tiny_world import Life, Made, Player, alone, random_world, same_bits, tick, tiny_config
 from world.chunk import Scene, Start
@@ -60,7 +61,11 @@ def alone_in(name: str, player: int) -> tuple[Made, ...]:
 
 
 def slot_is(world: DiffusionWorld, slot: int, what) -> bool:
-    return all(bool(what(t[slot]).all()) for t in world.slab.tensors())
+    return all(bool(what(own).all()) for _, own in world.slab.rows(slot))
+
+
+def ring(world: DiffusionWorld, slot: int, name: str = "k.0") -> Tensor:
+    return dict(world.slab.rows(slot))[name]
 
 
 # Per tick: who joins or leaves (a slot's number toggles it; 0: nobody), whose life a joiner has, and who is due.
@@ -154,13 +159,13 @@ def test_a_slot_is_clean_when_it_is_taken_and_nan_when_it_is_left():
     assert slot_is(world, 1, torch.isnan) and slot_is(world, 2, torch.isnan)
     world.open(2, life.start(world))
     assert slot_is(world, 2, torch.isfinite) and slot_is(world, 1, torch.isnan)
-    assert not world.slab.k[0][2].any() and world.slab.text[0][0][2].any(), "clean, with the prompt in place"
+    assert not ring(world, 2).any() and world.slab.text[0][0][2].any(), "clean, with the prompt in place"
     player = Player(life, 2)
     for _ in range(4):
         tick(world, [player])
-    assert world.slab.k[0][2].any()
+    assert ring(world, 2).any()
     world.close(2)
-    assert slot_is(world, 2, torch.isnan) and not world.slab.k[0][0].any(), "the padding row is left alone"
+    assert slot_is(world, 2, torch.isnan) and not ring(world, 0).any(), "the padding row is left alone"
 
 
 def test_a_slot_that_does_not_exist_is_refused():
@@ -204,10 +209,11 @@ def test_a_commit_leaves_the_finished_latents_alone_and_rewrites_the_keys():
     world.open(1, life.start(world))
     for step_index in range(world.num_steps):
         world.step([life.row(world, 1, 0, step_index)])
-    latents, keys = world.slab.x[1].clone(), [k[1].clone() for k in world.slab.k]
+    latents, names = world.slab.x[1].clone(), [f"k.{i}" for i in range(world.cfg.dit.num_layers)]
+    keys = [ring(world, 1, name).clone() for name in names]
     assert world.step([life.row(world, 1, 0, world.num_steps)]) == []
     assert torch.equal(world.slab.x[1], latents)
-    assert all(not torch.equal(k[1], before) for k, before in zip(world.slab.k, keys, strict=True))
+    assert all(not torch.equal(ring(world, 1, name), before) for name, before in zip(names, keys, strict=True))
 
 
 def test_act_checkpoints_read_the_keys():

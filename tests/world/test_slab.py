@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from tests.world.tiny_world import random_world, tiny_config
 from world.slab import Gathered, Slab, put, ring_frames
@@ -43,6 +44,10 @@ def slab() -> Slab:
     return Slab(tiny_config(chunk_frames=2, window_frames=5, sink_frames=1), 3, CPU, torch.float32, torch.float32)
 
 
+def kept(slab: Slab, slot: int) -> dict[str, Tensor]:
+    return dict(slab.rows(slot))
+
+
 def test_rows_write_to_their_own_slots_and_places(slab):
     cfg, tokens = slab.cfg, slab.cfg.geometry.frame_tokens
     view = slab.view(torch.tensor([3, 1]), torch.tensor([4, 0]))  # frames 4, 5 and 0, 1
@@ -53,10 +58,10 @@ def test_rows_write_to_their_own_slots_and_places(slab):
     for row, (slot, frames) in enumerate(places.items()):
         for i, frame in enumerate(frames):
             new = k[row, i * tokens : (i + 1) * tokens]
-            ring = slice(frame * tokens, (frame + 1) * tokens)
-            assert torch.equal(slab.k[1][slot, ring], new) and torch.equal(slab.v[1][slot, ring], -new)
-        slab.k[1][slot] = 0
-        slab.v[1][slot] = 0
+            place = slice(frame * tokens, (frame + 1) * tokens)
+            assert torch.equal(kept(slab, slot)["k.1"][place], new)
+            assert torch.equal(kept(slab, slot)["v.1"][place], -new)
+        slab.clean(slot)
     assert not slab.k[0].any() and not slab.k[1].any() and not slab.v[1].any(), "something else was written"
 
 
@@ -75,18 +80,54 @@ def test_a_view_reads_its_slots_up_to_what_they_hold(slab):
 
 def test_poison_and_clean_touch_one_slot(slab):
     slab.poison(2)
-    for t in slab.tensors():
-        assert t[2].isnan().all() and not t[[0, 1, 3]].any()
+    for slot in range(4):
+        assert all(t.isnan().all() if slot == 2 else not t.any() for t in kept(slab, slot).values())
     slab.clean(2)
     assert all(not t.any() for t in slab.tensors())
 
 
 def test_what_a_player_takes_is_counted(slab):
-    total = sum(t.numel() * t.element_size() for t in slab.tensors())
-    assert slab.slot_bytes() * 4 == total  # three slots and the padding row
+    total = sum(t.nbytes for t in slab.tensors())
+    spare = sum(t.nbytes for t in kept(slab, 0).values())
+    assert slab.slot_bytes() * 3 + spare == total
     f, c = slab.cfg.geometry, slab.cfg.dit
-    ring = 2 * c.num_layers * slab.cfg.window_frames * f.frame_tokens * c.dim * 4
-    assert ring < slab.slot_bytes()
+    frame = 2 * c.num_layers * f.frame_tokens * c.dim * 4
+    assert slab.cfg.window_frames * frame < slab.slot_bytes()
+    assert slab.slot_bytes() - spare == (slab.cfg.window_frames - f.chunk_frames) * frame, "slot 0 has rings of a chunk"
+
+
+def test_rings_lie_end_to_end_the_first_of_them_a_chunk_long(slab):
+    chunk, window = slab.cfg.geometry.chunk_tokens, slab.cfg.window_tokens
+    begins, expected = slab.ring_begins(torch.arange(4)), [0, chunk, chunk + window, chunk + 2 * window]
+    assert begins.dtype == torch.int64 and begins.tolist() == expected == list(map(slab.ring_begins, range(4)))
+    for name, rings in (("k", slab.k), ("v", slab.v)):
+        for i, ring in enumerate(rings):
+            own = [kept(slab, slot)[f"{name}.{i}"] for slot in range(4)]
+            assert [len(t) for t in own] == [chunk, window, window, window] and len(ring) == chunk + 3 * window
+            assert [t.data_ptr() for t in own] == [ring[at].data_ptr() for at in expected]
+
+
+@pytest.mark.parametrize("outputs", [3, 0])
+def test_padding_rows_write_to_nobodys_ring_and_read_none(slab, outputs):
+    """All of a forward's but one, as commits or not; the ring of slot 1 begins right behind theirs."""
+    slots, cfg = (1, 2, 3), slab.cfg
+    for slot in slots:
+        slab.poison(slot)
+        for name, own in slab.rows(slot):
+            if name.startswith("k."):
+                own.copy_(torch.randn_like(own))
+    slab.clean(3)
+    before = {slot: {name: own.clone() for name, own in slab.rows(slot)} for slot in slots}
+    view = slab.view(torch.tensor([3, 0, 0]), torch.tensor([0, 0, 0]))
+    q, k, v = torch.randn(3, 3, cfg.geometry.chunk_tokens, cfg.dit.num_heads, cfg.dit.head_dim)
+    seen = view.attend(1, q[:outputs], k, v)
+    assert seen.isfinite().all(), "what lies behind a padding row's ring shows in it"
+    for slot in (1, 2):
+        for name, own in slab.rows(slot):
+            assert torch.equal(own.view(torch.int32), before[slot][name].view(torch.int32)), (slot, name)
+    assert torch.equal(kept(slab, 0)["k.1"], k[2]) and torch.equal(kept(slab, 0)["v.1"], v[2])
+    changed = {name for name, own in slab.rows(3) if not torch.equal(own, before[3][name])}
+    assert changed == {"k.1", "v.1"} and torch.equal(kept(slab, 3)["k.1"][: len(k[0])], k[0])
 
 
 def test_gathered_and_put():
@@ -111,6 +152,8 @@ def reachable(thing: object) -> list[torch.Tensor]:
 
 
 def test_nothing_a_slab_keeps_escapes_cleaning(slab):
-    kept = [t for value in vars(slab).values() for t in reachable(value)]
-    assert {t.data_ptr() for t in kept} == {t.data_ptr() for t in slab.tensors()}
-    assert all(t.shape[0] == 4 for t in kept), "a slot is a row of every tensor"
+    found = [t for value in vars(slab).values() for t in reachable(value)]
+    assert {t.data_ptr() for t in found} == {t.data_ptr() for t in slab.tensors()}
+    for slot in range(4):
+        slab.poison(slot)
+    assert all(t.isnan().all() for t in found), "the slots are all of every tensor"

@@ -13,7 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Ring = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+# q [B, L, N, d], k_ring and v_ring [T, N, d], begins int64 [B], room, valid_tokens int32 [B] -> [B, L, N, d]: the ring
+# of row i is k_ring[begins[i] : begins[i] + room], of which the first valid_tokens[i] >= 1 are valid. Nothing else may
+# show, not even as NaN: a padding row's room reaches past its own short ring, into a stranger's or over the end.
+Ring = Callable[[Tensor, Tensor, Tensor, Tensor, int, Tensor], Tensor]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -21,22 +24,25 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
 
 
-def ring_sdpa(q: Tensor, k_ring: Tensor, v_ring: Tensor, slots: Tensor, valid_tokens: Tensor) -> Tensor:
-    """q [B, L, N, d], rings [slots, S, N, d], slots int64 [B], valid_tokens int32 [B] (a prefix of the ring)."""
-    mask = torch.arange(k_ring.shape[1], device=q.device) < valid_tokens[:, None]  # [B, S]
-    k, v = k_ring[slots].transpose(1, 2), v_ring[slots].transpose(1, 2)  # [B, N, S, d]
+def ring_sdpa(q: Tensor, k_ring: Tensor, v_ring: Tensor, begins: Tensor, room: int, valid_tokens: Tensor) -> Tensor:
+    """A `Ring` over copies. Behind its valid prefix a row is given its last valid token again and again: a mask wants
+    finite values, and beyond a padding row's ring are a stranger's, or nothing."""
+    places, valid = torch.arange(room, device=q.device), valid_tokens[:, None]
+    at, mask = begins[:, None] + torch.minimum(places, valid - 1), places < valid  # [B, S]
+    shape = *at.shape, *k_ring.shape[1:]
+    k, v = (t.index_select(0, at.flatten()).view(shape).transpose(1, 2) for t in (k_ring, v_ring))  # [B, N, S, d]
     return F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask[:, None, None]).transpose(1, 2)
 
 
-def ring_flash(q: Tensor, k_ring: Tensor, v_ring: Tensor, slots: Tensor, valid_tokens: Tensor) -> Tensor:
-    """As `ring_sdpa`, the rings read in place: rows are sequences that begin where their slot's ring does, in all rings
-    end to end, and are as long as their valid prefix. A row's sum has one order whoever shares the call."""
-    rows, length, room = q.shape[0], q.shape[1], k_ring.shape[1]
-    begins = torch.arange(rows + 1, device=q.device, dtype=torch.int32) * length
+def ring_flash(q: Tensor, k_ring: Tensor, v_ring: Tensor, begins: Tensor, room: int, valid_tokens: Tensor) -> Tensor:
+    """A `Ring` read in place: rows are sequences that begin where their ring does and are as long as its valid prefix.
+    A row's sum has one order whoever shares the call."""
+    rows, length = q.shape[:2]
+    q_begins = torch.arange(rows + 1, device=q.device, dtype=torch.int32) * length
     # One more than there are rows: ends are not read where lengths are given.
-    ring_begins = F.pad((slots * room).int(), (0, 1))
+    ring_begins = F.pad(begins.int(), (0, 1))
     seen, *_ = torch.ops.aten._flash_attention_forward(
-        q.flatten(0, 1), k_ring.flatten(0, 1), v_ring.flatten(0, 1), begins, ring_begins, length, room,
+        q.flatten(0, 1), k_ring, v_ring, q_begins, ring_begins, length, room,
         dropout_p=0.0, is_causal=False, return_debug_mask=False, seqused_k=valid_tokens,
     )  # fmt: skip
     return seen.unflatten(0, (rows, length))
