@@ -107,9 +107,8 @@ class Stopwatch:
 @contextmanager
 def watching(world: DiffusionWorld, watch: Stopwatch) -> Iterator[None]:
     """While inside, the world's steps are taken apart into stages: `begin` (camera, condition and first noise of new
-    chunks), `vae` (decoding), `copy` (I420 and the way to the host), `digest` (of finished latents), and `step i` or
-    `commit` with what is left of them (one forward; `mixed` where rows are at different steps). What a graph replays is
-    not called: there decoding and beginning are part of the step."""
+    chunks), `vae` (decoding to I420), `copy` (the way to the host), `digest` (of finished latents), and `step i` or `commit`
+    with what is left of them (one forward; `mixed` where rows are at different steps)."""
     step = world.step
 
     def watched_step(rows: Sequence[Row]) -> list[Picture]:
@@ -120,7 +119,7 @@ def watching(world: DiffusionWorld, watch: Stopwatch) -> Iterator[None]:
     for owner, name, stage in (
         (world, "_begin", "begin"),
         (world, "_decode", COPY),
-        (world.vae, "decode", "vae"),
+        (world, "_decode_frame", "vae"),
         (world, "_picture", "digest"),
     ):
         seams.append((owner, name, _timed(watch, getattr(owner, name), stage)))
