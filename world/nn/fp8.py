@@ -36,8 +36,8 @@ Product = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
-    """[n, K] -> e4m3 [n, K] and the scale of each row, float32 [n, 1]: their product is x but for
-    1/16 of each number or 2^-10 scales. A row of zeros stays one; of a row with NaN or an infinity in it NaN is made."""
+    """[n, K] -> e4m3 [n, K] and the scale of each row, float32 [n, 1]: their product is x but for 1/16 of each number,
+    or 2^-10 scales. A row of zeros stays one; of a row with NaN or an infinity in it NaN is made."""
     scale = (x.abs().amax(-1, keepdim=True).float() / GREATEST).clamp(min=LEAST_SCALE)
     return (x / scale).to(E4M3).contiguous(), scale
 
