@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.tiny_checkpoints import Tiny, write
 from tests.world.tiny_world import Life, Player, alone, random_world, same_bits, tick, tiny_config
-from world.chunk import WorldError
+from world.chunk import PRECISIONS, WorldError, precision_in, spelled
+from world.loader import load_world
 from world.model import DiffusionWorld
 from world.nn.dit import CausalDiT
 from world.nn.fp8 import (
@@ -170,6 +174,27 @@ def test_a_world_goes_on_in_bfloat16_and_says_what_it_multiplies() -> None:
     here, there = world.identify(quiet), plain.identify(quiet)
     assert here.arithmetic["dtype"] == world.dtype == "bfloat16+fp8" and there.arithmetic["dtype"] == "bfloat16"
     assert here.weights != there.weights and here.rounded != there.rounded and here.config == there.config
+
+
+def test_a_checkpoint_is_kept_in_fp8_as_it_is_read(tmp_path: Path) -> None:
+    path = str(write(tmp_path, Tiny("v1")))
+    plain, coarse = (load_world(path, 1, quiet, precision=precision) for precision in PRECISIONS)
+    to_fp8(plain.denoiser.dit.to(torch.bfloat16), CPU)
+    expected = plain.denoiser.dit.state_dict()
+    assert coarse.dtype == "bfloat16+fp8"
+    for name, t in coarse.denoiser.dit.state_dict().items():
+        assert torch.equal(t.float(), expected[name].float()) or t.dtype == torch.float32, name
+
+
+def test_what_is_spelled_can_be_read() -> None:
+    assert [spelled("bfloat16", precision) for precision in PRECISIONS] == ["bfloat16", "bfloat16+fp8"]
+    for dtype, precision in [("float32", "native"), ("bfloat16+fp8", "fp8"), ("", "native"), ("fp8", "native")]:
+        assert precision_in(dtype) == precision
+
+
+def test_test_pictures_have_no_precision() -> None:
+    with pytest.raises(WorldError, match="no linears"):
+        load_world("pattern", 1, quiet, precision="fp8")
 
 
 def test_a_player_sees_the_same_bits_alone_and_in_company() -> None:

@@ -5,9 +5,9 @@ with --json the last line is everything as one JSON object. Seeds are held-out p
 turns for N seconds, whose pictures are held against the teacher's and against each other's.
 
 A generated world never draws quite the same after its first rounding error, so FP8 is held against what rounding does
-anyway: the walk once more ("again") is told camera poses of which every number is one float32 step larger, a billionth
-of what anybody could see. How much its likeness to the teacher differs, seed by seed, is the band that FP8 is to stay
-in: two standard errors of the mean of as many seeds.
+anyway: the walk once more ("again") is told camera poses of which every number is one float32 step larger. How much its
+likeness to the teacher differs, seed by seed, is the band that FP8 is to stay in: two standard errors of the mean of as
+many seeds.
 """
 
 from __future__ import annotations
