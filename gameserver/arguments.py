@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from world.chunk import PRECISIONS, Precision
+
 
 def port_number(text: str) -> int:
     return _whole(text, 0, 65535)
@@ -15,6 +17,14 @@ def player_count(text: str) -> int:
 
 def rank_count(text: str) -> int:
     return _whole(text, 1, 64)
+
+
+def add_precision(parser: argparse.ArgumentParser, default: Precision | None = PRECISIONS[0]) -> None:
+    """None: as whoever reads it finds recorded."""
+    kept = "large linears in the dtype the device serves in, or in FP8, all else in bfloat16"
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default=default, help=f"{kept} (default: {default or 'as recorded'})"
+    )
 
 
 def positive(text: str) -> float:

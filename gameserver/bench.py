@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
         _check_alone(args)
         return bench_geometry.run(args)
     if args.environments:
+        if args.precision != "native":
+            raise WorldError("--precision does not go with --environments")
         return _run_environments(args)
     started_s = time.perf_counter()
     world = world_loader(args.world, max(args.players), spread_of(args))(report)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from gameserver.arguments import player_count, player_counts, rank_count
+from gameserver.arguments import add_precision, player_count, player_counts, rank_count
 from gameserver.bench_machine import machine
 from sessions.tick import Finished
 from world.chunk import Geometry, WorldError
@@ -29,6 +29,7 @@ def add_counts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--players", type=player_counts, default=(1, 2, 4, 8), help=counts)
     parser.add_argument("--chunks", type=player_count, default=8, help="measured for each (default: %(default)s)")
     parser.add_argument("--warmup", type=player_count, default=2, help="chunks before that (default: %(default)s)")
+    add_precision(parser)
     parser.add_argument("--json", action="store_true", help="only one line of JSON on stdout")
 
 
@@ -53,7 +54,7 @@ def run_config(cfg: Any, args: argparse.Namespace) -> int:
     from gameserver.bench_stages import measure
     from world.instrument import DoesNotFit, Instrument
 
-    instrument = Instrument(cfg, time.perf_counter, lambda stage, share: tell(stage))
+    instrument = Instrument(cfg, time.perf_counter, lambda stage, share: tell(stage), precision=args.precision)
     tell("measuring the device's matrix peak")
     peak = instrument.attempt(instrument.peak_tflops)
     geometry = cfg.geometry
@@ -81,7 +82,7 @@ def run_ablation(cfg: Any, args: argparse.Namespace) -> int:
     from gameserver.bench_ablation import measure
     from world.instrument import Instrument
 
-    instrument = Instrument(cfg, time.perf_counter, lambda stage, share: tell(stage))
+    instrument = Instrument(cfg, time.perf_counter, lambda stage, share: tell(stage), precision=args.precision)
     about = describe(instrument)
     if not args.json:
         print(heading(about))

@@ -19,11 +19,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gameserver.arguments import player_count
+from gameserver.arguments import add_precision, player_count
 from gameserver.clip_jobs import JobError, NamedJob, one_job, prepare, read_jobs
 from gameserver.preparation import Preparation
 from gameserver.progress import line, report
-from gameserver.serve import world_loader
+from gameserver.serve import Spread, world_loader
 from gameserver.video_file import VideoFile
 from sessions.clip_game import Clip, Clips
 from sessions.tick import Finished
@@ -51,6 +51,7 @@ Tell = Callable[[Outcome], None]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--world", help="a checkpoint's directory, or `pattern` for test pictures (default: meadow)")
+    add_precision(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where NAME.mp4 is written")
     many = "one job a line, as JSON: the options below by name, and intrinsics_size as [W, H]; files beside this one"
     parser.add_argument("--jobs", type=Path, metavar="FILE.jsonl", help=many)
@@ -92,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
             print(_sentence(outcome), flush=True)
 
     folder = Path() if args.jobs is None else args.jobs.parent
-    outcomes = make(world_loader(args.world, min(args.slots, len(jobs)))(report), jobs, folder, args.out, tell)
+    load = world_loader(args.world, min(args.slots, len(jobs)), Spread(precision=args.precision))
+    outcomes = make(load(report), jobs, folder, args.out, tell)
     code = int(any(outcome.error is not None for outcome in outcomes))
     if args.json:
         print(json.dumps({"clips": [asdict(outcome) for outcome in outcomes], "status": code}))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from gameserver.arguments import player_counts, positive
+from gameserver.arguments import add_precision, player_counts, positive
 from gameserver.serve import add_spread_arguments, spread_of
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     dtypes = "of linears and attention (default: what this machine would serve in)"
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help=dtypes)
     add_spread_arguments(parser)
+    add_precision(parser)
     parser.add_argument("--json", action="store_true", help="only one line of JSON on stdout")
 
 
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from world.loader import memory_there, plan_world
 
     spread = spread_of(args)
-    plan = plan_world(args.world, max(args.players), spread.ranks, spread.weights, args.dtype)
+    plan = plan_world(args.world, max(args.players), spread.ranks, spread.weights, args.dtype, spread.precision)
     budget = memory_there(spread.ranks) if args.budget_gb is None else int(args.budget_gb * GB)
     if args.json:
         rows = [_row(plan, players) for players in args.players]

@@ -11,10 +11,11 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from gameserver import overlay
+from gameserver.arguments import add_precision
 from gameserver.progress import report
 from gameserver.serve import add_spread_arguments, spread_of, world_loader
 from gameserver.video_file import VideoFile
@@ -22,7 +23,7 @@ from sessions.recording import Recording, read
 from sessions.records import floats
 from sessions.replay import Replayed, most_at_once
 from sessions.verify import Finding, verify
-from world.chunk import Geometry, Identity, World, WorldError
+from world.chunk import Geometry, Identity, World, WorldError, precision_in
 
 BUILT_IN = ("meadow", "pattern")  # worlds that a name alone finds
 
@@ -54,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", dest="to_s", type=seconds, metavar="S", help="where to stop, in seconds of the stream")
     parser.add_argument("--world", help="a checkpoint's directory; worlds that come with the server need none")
     add_spread_arguments(parser)
+    add_precision(parser, default=None)
     parser.add_argument("--json", action="store_true", help="only one line of JSON on stdout")
 
 
@@ -111,11 +113,16 @@ def _open(path: Path, args: argparse.Namespace, results: list[tuple[Path, Record
 
 def _load(args: argparse.Namespace, recordings: Sequence[Recording]) -> World:
     """The world that all were recorded in. WorldError if there is no telling which, or it cannot be loaded."""
-    names = sorted({recording.header.world for recording in recordings if recording.header is not None})
+    headers = [recording.header for recording in recordings if recording.header is not None]
+    names = sorted({header.world for header in headers})
     if args.world is None and (len(names) > 1 or names[0] not in BUILT_IN):
         raise WorldError(f"these are recordings of {' and '.join(names)}: say with --world where that is")
+    precisions = sorted({precision_in(header.arithmetic.get("dtype", "")) for header in headers})
+    if args.precision is None and len(precisions) > 1:
+        raise WorldError(f"these were recorded in {' and '.join(precisions)}: say with --precision which it shall be")
     num_slots = max(1, most_at_once(recordings)) if args.together else 1
-    return world_loader(args.world or names[0], num_slots, spread_of(args))(report)
+    spread = replace(spread_of(args), precision=args.precision or precisions[0])
+    return world_loader(args.world or names[0], num_slots, spread)(report)
 
 
 def _play(world: World, identity: Identity, films: Sequence[_Film], args: argparse.Namespace) -> list[Finding]:

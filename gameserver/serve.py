@@ -15,12 +15,12 @@ from pathlib import Path
 
 from gameserver import journal, saves
 from gameserver.app import App, ServeError, running
-from gameserver.arguments import player_count, port_number, positive, rank_count
+from gameserver.arguments import add_precision, player_count, port_number, positive, rank_count
 from gameserver.door import Settings
 from gameserver.engine import LoadWorld, Phase
 from gameserver.journal import Keep
 from gameserver.saves import Shelf
-from world.chunk import WEIGHT_LAYOUTS, Report, WeightLayout, World
+from world.chunk import PRECISIONS, WEIGHT_LAYOUTS, Precision, Report, WeightLayout, World
 from world.pattern import PatternWorld
 
 PROGRESS_S = 0.2
@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--world", help="a checkpoint's directory, or `pattern` for test pictures (default: meadow)")
     parser.add_argument("--players", type=player_count, default=8, help="seats (default: %(default)s)")
     add_spread_arguments(parser)
+    add_precision(parser)
     parser.add_argument(
         "--record-dir",
         type=Path,
@@ -62,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_spread_arguments(parser: argparse.ArgumentParser) -> None:
-    """Over what a world is spread: `spread_of` reads them."""
+    """Over what a world is spread: `spread_of` reads them, and what `add_precision` adds."""
     where = parser.add_mutually_exclusive_group()
     processes = "processes on the CPU that compute the world together (default: %(default)s)"
     where.add_argument("--ranks", type=rank_count, default=1, metavar="N", help=processes)
@@ -114,15 +115,16 @@ def _directory(
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Over what a world is spread."""
+    """Over what a world is spread, and how finely."""
 
     ranks: int = 1
     gpus: int | None = None  # None: the one there is, if any
     weights: WeightLayout = WEIGHT_LAYOUTS[0]
+    precision: Precision = PRECISIONS[0]
 
 
 def spread_of(args: argparse.Namespace) -> Spread:
-    return Spread(args.ranks, args.gpus, args.weights)
+    return Spread(args.ranks, args.gpus, args.weights, args.precision)
 
 
 def world_loader(
@@ -141,11 +143,12 @@ def world_loader(
             check_gpus(spread.gpus)
         if tell is not None and path != "pattern":
             report("planning memory", 0.0)
-            plan, there = plan_world(path, num_slots, spread.ranks, spread.weights), memory_there(spread.ranks)
+            plan = plan_world(path, num_slots, spread.ranks, spread.weights, precision=spread.precision)
+            there = memory_there(spread.ranks)
             if there is not None:
                 plan.check(there)
             tell(plan.sentence(there))
-        world: World = load_world(path, num_slots, report, spread.ranks, spread.weights)
+        world: World = load_world(path, num_slots, report, spread.ranks, spread.weights, spread.precision)
         return world
 
     return load

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from world.chunk import Picture, Report, Row, WeightLayout
+from world.chunk import Picture, Precision, Report, Row, WeightLayout
 from world.config import WorldConfig
 from world.loader import serving_device, serving_dtype
 from world.model import DiffusionWorld
@@ -102,10 +102,12 @@ def with_sliced_writes(world: DiffusionWorld) -> Iterator[None]:
 VARIANTS = {"prompt cache": without_prompt_cache, "sync points": with_value_reads, "KV write": with_sliced_writes}
 
 
-def random_part(cfg: WorldConfig, num_slots: int, layout: WeightLayout, ranks: Ranks, report: Report) -> DiffusionWorld:
+def random_part(
+    cfg: WorldConfig, num_slots: int, layout: WeightLayout, precision: Precision, ranks: Ranks, report: Report
+) -> DiffusionWorld:
     """A rank's part of a world of random weights, the same ones on every rank."""
     device = serving_device() if ranks.size == 1 else torch.device("cpu")
-    dit, vae, text = random_networks(cfg, device, serving_dtype(device))
+    dit, vae, text = random_networks(cfg, device, serving_dtype(device, precision), precision=precision)
     lay_out(dit, layout, ranks)
     own_text = text if ranks.index == 0 else None
     return DiffusionWorld(cfg, dit, vae, own_text, (grey_scene(cfg),), num_slots, ranks=ranks)

@@ -22,7 +22,23 @@ DIGEST_BYTES = 16  # BLAKE2b
 WeightLayout = Literal["replicated", "sharded", "gathered"]
 WEIGHT_LAYOUTS: tuple[WeightLayout, ...] = ("replicated", "sharded", "gathered")
 
+# In what the large linears of a model's blocks are kept and multiplied. native: in what its device serves all in.
+# fp8: in 8 bits, the rest in bfloat16.
+Precision = Literal["native", "fp8"]
+PRECISIONS: tuple[Precision, ...] = ("native", "fp8")
+
 Report = Callable[[str, float], None]  # (what is being done, share done in 0..1)
+
+
+def spelled(dtype: str, precision: Precision) -> str:
+    """A dtype and a precision as an arithmetic names them, such as bfloat16+fp8."""
+    return dtype if precision == "native" else f"{dtype}+{precision}"
+
+
+def precision_in(dtype: str) -> Precision:
+    """That was spelled."""
+    mark = dtype.partition("+")[2]
+    return next((precision for precision in PRECISIONS if precision == mark), "native")
 
 
 class WorldError(Exception):

@@ -33,11 +33,18 @@ def weights_digests(modules: Mapping[str, nn.Module], report: Report) -> tuple[s
     for i, (module_name, module) in enumerate(modules.items()):
         report("reading the weights' identity", i / len(modules))
         for name, kept in sorted(module.state_dict().items()):
-            tensor = kept.full_tensor() if hasattr(kept, "full_tensor") else kept  # where ranks share it, from all
+            tensor = _whole(kept)
             label, exact = f"{module_name}.{name}".encode(), digest(tensor)
             served.update(label + exact)
             rounded.update(label + (exact if tensor.dtype == torch.bfloat16 else digest(tensor.to(torch.bfloat16))))
     return served.hexdigest(), rounded.hexdigest()
+
+
+def _whole(kept: Tensor) -> Tensor:
+    """A weight; where ranks share it, from all of them, as bytes if it is smaller than their collectives know."""
+    if not hasattr(kept, "full_tensor"):
+        return kept
+    return (kept if kept.itemsize > 1 else kept.view(torch.uint8)).full_tensor().view(kept.dtype)
 
 
 def config_text(cfg: WorldConfig) -> str:

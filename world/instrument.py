@@ -13,15 +13,17 @@ from typing import TypeVar
 import torch
 
 from world.ablation import VARIANTS, random_part
-from world.chunk import Report, WeightLayout, World, WorldError
+from world.chunk import Precision, Report, WeightLayout, World, WorldError, spelled
 from world.config import WorldConfig
 from world.flops import Flops, count
 from world.leader import RankedWorld
 from world.loader import serving_device, serving_dtype
 from world.meadow.config import meadow_config
 from world.model import DiffusionWorld
+from world.nn.dit import CausalDiT
+from world.nn.vae import VideoVAE
 from world.published import published_config
-from world.random_weights import grey_scene, random_networks
+from world.random_weights import RandomText, grey_scene, random_networks
 from world.stopwatch import Clock, Stopwatch, watching
 from world.waits import compilations, counting
 
@@ -52,12 +54,19 @@ class DoesNotFit(WorldError):
 class Instrument:
     """One model on one device; worlds of any number of slots share its weights."""
 
-    def __init__(self, cfg: WorldConfig, clock: Clock, report: Report, device: torch.device | None = None):
-        self.cfg, self.clock = cfg, clock
+    def __init__(
+        self,
+        cfg: WorldConfig,
+        clock: Clock,
+        report: Report,
+        device: torch.device | None = None,
+        precision: Precision = "native",
+    ):
+        self.cfg, self.clock, self.precision = cfg, clock, precision
         self.device = device or serving_device()
-        self.dtype = serving_dtype(self.device)
+        self.dtype = serving_dtype(self.device, precision)
         report("making random weights", 0.0)
-        self.dit, self.vae, self.text = self.attempt(lambda: random_networks(cfg, self.device, self.dtype))
+        self.dit, self.vae, self.text = self.attempt(self._networks)
         self.watch = Stopwatch(self.device, clock)
 
     @property
@@ -65,7 +74,7 @@ class Instrument:
         cuda = self.device.type == "cuda"
         return {
             "device": torch.cuda.get_device_name(self.device) if cuda else "cpu",
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": spelled(str(self.dtype).removeprefix("torch."), self.precision),
             "torch": str(torch.__version__),
             "threads": torch.get_num_threads(),
             "parameters": sum(p.numel() for p in self.dit.parameters()),
@@ -91,11 +100,14 @@ class Instrument:
         """All weights anew. Whoever still has a world of the old ones keeps their memory."""
         del self.dit, self.vae, self.text
         self.free()
-        self.dit, self.vae, self.text = self.attempt(lambda: random_networks(self.cfg, self.device, self.dtype))
+        self.dit, self.vae, self.text = self.attempt(self._networks)
+
+    def _networks(self) -> tuple[CausalDiT, VideoVAE, RandomText]:
+        return random_networks(self.cfg, self.device, self.dtype, precision=self.precision)
 
     def ranked(self, num_ranks: int, num_slots: int, layout: WeightLayout, report: Report) -> RankedWorld:
         """The same on several processes of this machine's CPU. To be ended."""
-        return RankedWorld(partial(random_part, self.cfg, num_slots, layout), num_ranks, report)
+        return RankedWorld(partial(random_part, self.cfg, num_slots, layout, self.precision), num_ranks, report)
 
     def watching(self, world: World) -> AbstractContextManager[None]:
         assert isinstance(world, DiffusionWorld)
@@ -132,7 +144,8 @@ class Instrument:
 
     @torch.inference_mode()
     def peak_tflops(self) -> float:
-        """Of a large product of square matrices in the dtype of linears: the median of twenty, one after another."""
+        """Of a large product of square matrices in the dtype that all but FP8 is in, so that shares of it compare: the
+        median of twenty, one after another."""
         side = PEAK_SIDE[self.device.type]
         generator = torch.Generator(self.device).manual_seed(0)
         a, b = (

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from world.checkpoint import TEXT_FILE, VAE_FILE, dit_config, find_dit, read_config, vae_config
-from world.chunk import Report, WeightLayout, World, WorldError
+from world.chunk import Precision, Report, WeightLayout, World, WorldError
 from world.config import WorldConfig
 from world.leader import RankedWorld
 from world.meadow.built_in import load_meadow
@@ -20,6 +20,7 @@ from world.memory import available_bytes, plan
 from world.memory import gb as gb
 from world.model import DiffusionWorld
 from world.nn.dit import CausalDiT, served_dtypes
+from world.nn.fp8 import when_placed
 from world.nn.text import ByteTextEncoder
 from world.nn.vae import VideoVAE
 from world.pattern import PatternWorld
@@ -37,9 +38,10 @@ def serving_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def serving_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it, float32 elsewhere: emulated, bfloat16 is 17 times slower."""
-    native = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+def serving_dtype(device: torch.device, precision: Precision = "native") -> torch.dtype:
+    """bfloat16 where the hardware multiplies it, float32 elsewhere: emulated, bfloat16 is 17 times slower. What stands
+    between linears in FP8 is bfloat16 everywhere."""
+    native = precision == "fp8" or device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if native else torch.float32
 
 
@@ -49,26 +51,35 @@ def serving_threads(cores: int) -> int:
 
 
 def load_world(
-    path: str | None, num_slots: int, report: Report, num_ranks: int = 1, layout: WeightLayout = "replicated"
+    path: str | None,
+    num_slots: int,
+    report: Report,
+    num_ranks: int = 1,
+    layout: WeightLayout = "replicated",
+    precision: Precision = "native",
 ) -> World:
     """None: the built-in world. `pattern`: test pictures. Else the directory of a published checkpoint. Several ranks
     are processes that compute it together on this machine's CPU. WorldError says in a sentence what is wrong."""
     if path == "pattern":
         if num_ranks > 1:
             raise WorldError("the pattern world has no weights that several ranks could compute with")
+        if precision != "native":
+            raise WorldError(f"the pattern world has no linears that could be kept in {precision}")
         return PatternWorld(num_slots=num_slots)
     torch.set_num_threads(serving_threads(max(1, torch.get_num_threads() // num_ranks)))
-    load = partial(load_part, path, num_slots, layout)
+    load = partial(load_part, path, num_slots, layout, precision)
     return load(ALONE, report) if num_ranks == 1 else RankedWorld(load, num_ranks, report)
 
 
-def load_part(path: str | None, num_slots: int, layout: WeightLayout, ranks: Ranks, report: Report) -> DiffusionWorld:
+def load_part(
+    path: str | None, num_slots: int, layout: WeightLayout, precision: Precision, ranks: Ranks, report: Report
+) -> DiffusionWorld:
     """A rank's part of the built-in world or of a published one."""
     device = serving_device() if ranks.size == 1 else torch.device("cpu")
-    dtype = serving_dtype(device)
+    dtype = serving_dtype(device, precision)
     if path is None or path == "meadow":
-        return load_meadow(num_slots, device, dtype, report, ranks=ranks, layout=layout)
-    return load_published(Path(path), num_slots, device, dtype, report, ranks, layout)
+        return load_meadow(num_slots, device, dtype, report, ranks=ranks, layout=layout, precision=precision)
+    return load_published(Path(path), num_slots, device, dtype, report, ranks, layout, precision)
 
 
 def read_checkpoint(checkpoint: Path) -> tuple[WorldConfig, dict[str, Stored], dict[str, Tensor]]:
@@ -90,11 +101,14 @@ def plan_world(
     num_ranks: int = 1,
     layout: WeightLayout = "replicated",
     dtype_name: str | None = None,
+    precision: Precision = "native",
 ) -> MemoryPlan:
     """What `load_world` would take of each rank's memory. Also for PUBLISHED models by name, without their files.
     `dtype_name`: another than this machine would serve in."""
     device = serving_device() if num_ranks == 1 else torch.device("cpu")
-    dtype = serving_dtype(device) if dtype_name is None else DTYPES[dtype_name]
+    dtype = serving_dtype(device, precision) if dtype_name is None else DTYPES[dtype_name]
+    if precision == "fp8" and dtype != torch.bfloat16:
+        raise WorldError(f"what stands between linears in FP8 is bfloat16, not {dtype_name}")
     text: nn.Module
     if path == "pattern":
         raise WorldError("the pattern world has no weights and no slab whose memory could be planned")
@@ -108,7 +122,7 @@ def plan_world(
         cfg, _, _ = read_checkpoint(Path(path))
         text_path, text_dtype = Path(path) / TEXT_FILE, dtype
         text = umt5_network(umt5_sizes(text_path, load_pickle(text_path)))
-    return plan(cfg, dtype, text, text_dtype, num_slots, device, num_ranks, layout)
+    return plan(cfg, dtype, text, text_dtype, num_slots, device, num_ranks, layout, precision)
 
 
 def memory_there(num_ranks: int = 1) -> int | None:
@@ -138,11 +152,12 @@ def load_published(
     report: Report,
     ranks: Ranks = ALONE,
     layout: WeightLayout = "replicated",
+    precision: Precision = "native",
 ) -> DiffusionWorld:
     cfg, stored, vae_tensors = read_checkpoint(checkpoint)
     with torch.device("meta"):
         dit, vae = CausalDiT(cfg.dit), VideoVAE(cfg.vae)
-    load_into(dit, stored, served_dtypes(dtype), device, report)
+    load_into(dit, stored, served_dtypes(dtype), device, report, placed=when_placed(dit, precision, device))
     load_tensors_into(vae, checkpoint / VAE_FILE, vae_tensors, lambda key: dtype, device, report, "loading the VAE")
     text = load_umt5(checkpoint, cfg.dit.text_len, dtype, device, report) if ranks.index == 0 else None
     for module in (dit, vae):

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from world.chunk import WeightLayout, WorldError
+from world.chunk import Precision, WeightLayout, WorldError, spelled
 from world.config import WorldConfig
 from world.model import PROMPTS_KEPT
 from world.nn.dit import CausalDiT
@@ -108,11 +108,12 @@ def plan(
     device: torch.device,
     num_ranks: int = 1,
     layout: WeightLayout = "replicated",
+    precision: Precision = "native",
 ) -> MemoryPlan:
     """For DiT and VAE in `dtype`, and this text encoder (of any device). WorldError if its heads do not divide among
     the ranks. A rank's activations are counted as if it were alone, which is more than it has."""
     ranks = Ranks(0, num_ranks)
-    world = rehearsed(cfg, dtype, 1, text_dtype, ranks)
+    world = rehearsed(cfg, dtype, 1, text_dtype, ranks, precision)
     dit, vae = world.denoiser.dit, world.vae
     weights = {"DiT": _laid_out(dit, layout, num_ranks), "VAE": num_bytes(dict(vae.named_parameters()))}
     if text is not None:
@@ -122,7 +123,7 @@ def plan(
     return MemoryPlan(
         world=cfg.name,
         picture=f"{cfg.geometry.width}x{cfg.geometry.height}",
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=spelled(str(dtype).removeprefix("torch."), precision),
         num_slots=num_slots,
         num_ranks=num_ranks,
         max_rows=cfg.max_rows,
@@ -131,7 +132,7 @@ def plan(
         spare_bytes=num_bytes(list(world.slab.tensors())) - sum(slot.values()),
         start_bytes=start_bytes,
         prompt_bytes=PROMPTS_KEPT * num_bytes([world.encode_prompt("").encoded]),
-        row_bytes=row_bytes(cfg, dtype, device),
+        row_bytes=row_bytes(cfg, dtype, device, precision),
         preparing_bytes=PREPARING * preparing_bytes,
     )
 

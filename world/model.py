@@ -13,13 +13,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from world import camera
-from world.chunk import DrawStart, Geometry, Identity, Picture, Prompt, Report, Row, Scene, SlotState, Start, World
+from world.chunk import (
+    DrawStart,
+    Geometry,
+    Identity,
+    Picture,
+    Prompt,
+    Report,
+    Row,
+    Scene,
+    SlotState,
+    Start,
+    World,
+    spelled,
+)
 from world.config import WorldConfig
 from world.crossing import Arrivals, send
 from world.denoiser import Denoiser
 from world.graphs import Graphs, graphs_for
 from world.identity import arithmetic, config_text, digest, weights_digests
 from world.nn.dit import CausalDiT
+from world.nn.fp8 import precision_of
 from world.nn.vae import VideoVAE
 from world.picture import to_i420, to_video
 from world.ranks import ALONE, Ranks
@@ -106,7 +120,8 @@ class DiffusionWorld:
     @property
     def dtype(self) -> str:
         """The arithmetic of linears and attention, for a person to read."""
-        return str(self.denoiser.dit.dtype).removeprefix("torch.")
+        dit = self.denoiser.dit
+        return spelled(str(dit.dtype).removeprefix("torch."), precision_of(dit))
 
     def identify(self, report: Report) -> Identity:
         if self._weights is None:

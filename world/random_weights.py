@@ -7,11 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from world.chunk import Scene
+from world.chunk import Precision, Scene
 from world.config import WorldConfig
 from world.nn.dit import CausalDiT, served_dtypes
+from world.nn.fp8 import when_placed
 from world.nn.vae import VideoVAE
-from world.weights import DtypeOf
+from world.weights import DtypeOf, Placed, untold
 
 PROMPT_ROWS = 64  # of a prompt, before it is padded to text_len
 
@@ -33,7 +34,13 @@ class RandomText:
         return self.rows
 
 
-def fill_randomly(module: nn.Module, dtype_of: DtypeOf, device: torch.device, generator: torch.Generator) -> None:
+def fill_randomly(
+    module: nn.Module,
+    dtype_of: DtypeOf,
+    device: torch.device,
+    generator: torch.Generator,
+    placed: Placed = untold,
+) -> None:
     """Give every parameter of a module on the meta device its memory, one after another in the dtype it is served in:
     normal with deviation 0.5 / sqrt(inputs) where it multiplies, 1 for a norm's scale, 0 for a bias."""
     for name in list(module.state_dict()):
@@ -48,16 +55,17 @@ def fill_randomly(module: nn.Module, dtype_of: DtypeOf, device: torch.device, ge
         else:
             own.normal_(0.0, 0.5 * shape[1:].numel() ** -0.5, generator=generator)
         setattr(owner, leaf, nn.Parameter(own, requires_grad=False))
+        placed(name)
 
 
 def random_networks(
-    cfg: WorldConfig, device: torch.device, dtype: torch.dtype, seed: int = 0
+    cfg: WorldConfig, device: torch.device, dtype: torch.dtype, seed: int = 0, precision: Precision = "native"
 ) -> tuple[CausalDiT, VideoVAE, RandomText]:
-    """In the dtypes that a checkpoint is served in."""
+    """In the dtypes that a checkpoint is served in. In FP8 they are the same numbers, rounded."""
     generator = torch.Generator(device).manual_seed(seed)
     with torch.device("meta"):
         dit, vae = CausalDiT(cfg.dit), VideoVAE(cfg.vae)
-    fill_randomly(dit, served_dtypes(dtype), device, generator)
+    fill_randomly(dit, served_dtypes(dtype), device, generator, when_placed(dit, precision, device))
     fill_randomly(vae, lambda key: dtype, device, generator)
     return (
         dit.eval(),

@@ -14,12 +14,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from world.chunk import Scene
+from world.chunk import Precision, Scene
 from world.config import WorldConfig
 from world.graphs import Graphs
 from world.model import DiffusionWorld, exercise, usual_start
 from world.nn.attention import ring_door, ring_sdpa
 from world.nn.dit import CausalDiT, served_dtypes
+from world.nn.fp8 import to_fp8
 from world.nn.vae import VideoVAE
 from world.ranks import ALONE, Ranks
 
@@ -48,11 +49,16 @@ def rehearsed(
     num_slots: int,
     text_dtype: torch.dtype = torch.float32,
     ranks: Ranks = ALONE,
+    precision: Precision = "native",
+    device: torch.device = META,
 ) -> DiffusionWorld:
-    """The world that would be served, one black start scene its only one. WorldError if heads and ranks do not fit."""
+    """The world that would be served on a device, one black start scene its only one. WorldError if heads and ranks do
+    not fit."""
     with META:
         dit, vae = CausalDiT(cfg.dit), VideoVAE(cfg.vae)
     cast(dit, served_dtypes(dtype))
+    if precision == "fp8":
+        to_fp8(dit, device)
     cast(vae, lambda key: dtype)
     for module in (dit, vae):
         module.eval().requires_grad_(False)
@@ -73,10 +79,10 @@ def num_bytes(tensors: Mapping[str, Tensor] | list[Tensor]) -> int:
     return sum(storages.values())
 
 
-def row_bytes(cfg: WorldConfig, dtype: torch.dtype, device: torch.device) -> int:
+def row_bytes(cfg: WorldConfig, dtype: torch.dtype, device: torch.device, precision: Precision = "native") -> int:
     """The most that is allocated at once while one row begins, denoises and is decoded on a device of this kind, beside
     weights and slab. Every tensor grows with the rows at most in proportion, so n rows take at most n times as much."""
-    world = rehearsed(cfg, dtype, 1)
+    world = rehearsed(cfg, dtype, 1, precision=precision, device=device)
     if ring_door(device, dtype) is not ring_sdpa:  # which copies the rows' rings; the other reads them in place
         world.slab.ring_attention = lambda q, *ring: torch.empty_like(q)
     world.open(1, usual_start(world))

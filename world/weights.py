@@ -24,6 +24,11 @@ INDEX_SUFFIX = ".safetensors.index.json"
 READABLE = {"F64", "F32", "F16", "BF16"}
 
 DtypeOf = Callable[[str], torch.dtype]  # parameter name -> the dtype it is served in
+Placed = Callable[[str], None]  # told the name of each parameter that was given its tensor
+
+
+def untold(name: str) -> None:
+    """`Placed`, where nobody needs to know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +73,11 @@ def load_into(
     device: torch.device,
     report: Report,
     stage: str = "loading weights",
+    placed: Placed = untold,
 ) -> None:
     """Fill a module on the meta device from safetensors files."""
     names = {name: name for name in module.state_dict()}
-    fill(module, names, stored, _read(stored), dtype_of, device, report, stage)
+    fill(module, names, stored, _read(stored), dtype_of, device, report, stage, placed)
 
 
 def load_pickle(path: Path) -> dict[str, Tensor]:
@@ -102,11 +108,12 @@ def load_tensors_into(
     report: Report,
     stage: str = "loading weights",
     names: Mapping[str, str] | None = None,
+    placed: Placed = untold,
 ) -> None:
     """Fill a module from `load_pickle(path)`. `names`: parameter -> key in the file, where they differ."""
     stored = {key: Stored(path, tuple(tensor.shape)) for key, tensor in tensors.items()}
     names = names or {name: name for name in module.state_dict()}
-    fill(module, names, stored, iter(tensors.items()), dtype_of, device, report, stage)
+    fill(module, names, stored, iter(tensors.items()), dtype_of, device, report, stage, placed)
 
 
 def fill(
@@ -118,6 +125,7 @@ def fill(
     device: torch.device,
     report: Report,
     stage: str,
+    placed: Placed,
 ) -> None:
     """Give each parameter (names: parameter -> key) its tensor. All keys and shapes are checked before one is read."""
     expected = module.state_dict()
@@ -142,6 +150,7 @@ def fill(
             raise WorldError(f"{stored[key].file}: {key} holds numbers that are not finite in {own.dtype}")
         parent, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(parent), leaf, nn.Parameter(own, requires_grad=False))
+        placed(name)
         done += own.numel()
         report(stage, done / total)
 

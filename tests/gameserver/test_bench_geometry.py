@@ -14,7 +14,7 @@ import torch
 from gameserver import bench, bench_geometry
 from gameserver.bench_stages import Crowd, measure
 from tests.world.tiny_world import tiny_config
-from world.chunk import WorldError
+from world.chunk import PRECISIONS, WorldError
 from world.denoiser import Denoiser
 from world.instrument import DoesNotFit, Instrument
 from world.published import PUBLISHED
@@ -186,3 +186,12 @@ def test_it_needs_nothing_of_the_server() -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["results"][0]["fits"]
     assert "first chunks" in done.stderr
+
+
+def test_a_model_is_measured_in_fp8_where_that_is_asked() -> None:
+    plain, coarse = (
+        Instrument(CFG, Clock(), lambda stage, share: None, torch.device("cpu"), precision) for precision in PRECISIONS
+    )
+    assert coarse.about["dtype"] == coarse.world(1).dtype == "bfloat16+fp8"
+    assert coarse.about["weights_bytes"] < plain.about["weights_bytes"]  # type: ignore[operator]
+    assert arguments("--precision", "fp8").precision == "fp8" and arguments().precision == "native"

@@ -24,6 +24,7 @@ from gameserver.bot_plan import BotPlan
 from gameserver.encoder import encode_still
 from gameserver.journal import Keep
 from gameserver.player import play
+from gameserver.serve import Spread
 from gameserver.video_file import VideoFile
 from sessions.recording import read
 from world.chunk import DIGEST_BYTES, Prompt, World, WorldError
@@ -47,7 +48,7 @@ def make(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
     def run(
         *options: object, jobs: list[Any] | None = None, out: str = "out", world: Callable[[int], World] = tiny
     ) -> tuple[int, list[dict[str, Any]]]:
-        def load(path: str | None, num_slots: int) -> Callable[..., World]:
+        def load(path: str | None, num_slots: int, spread: Spread) -> Callable[..., World]:
             return lambda report: refusing(world(num_slots))
 
         monkeypatch.setattr(command, "world_loader", load)
@@ -208,7 +209,9 @@ def test_a_clip_is_what_a_bot_would_have_played(eight: list[dict[str, Any]], mak
 def test_one_clip_needs_no_file_of_jobs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(command, "world_loader", lambda path, slots: lambda report: PatternWorld(num_slots=slots))
+    monkeypatch.setattr(
+        command, "world_loader", lambda path, slots, spread: lambda report: PatternWorld(num_slots=slots)
+    )
     out = tmp_path / "new" / "out"
     options = ["--scene", "east", "--seed", "77", "--script", "l-16", "--prompt", "snow", "--name", "turn"]
     assert cli.main(["clip", "--out", str(out), *options]) == 0
@@ -227,7 +230,7 @@ def test_one_clip_needs_no_file_of_jobs(
 def test_a_wrong_command_is_said_before_a_world_is_loaded(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    def never(path: str | None, slots: int) -> None:
+    def never(path: str | None, slots: int, spread: Spread) -> None:
         raise AssertionError("it loads")
 
     monkeypatch.setattr(command, "world_loader", never)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from gameserver import cli
-from gameserver.serve import world_loader
+from gameserver.serve import Spread, world_loader
 from tests.tiny_checkpoints import Tiny, write
 from world import loader
-from world.chunk import WorldError
+from world.chunk import PRECISIONS, Precision, WorldError, precision_in
 
 
 def said(capsys: pytest.CaptureFixture[str], *options: str) -> str:
@@ -46,11 +46,12 @@ def test_a_checkpoint_is_planned_by_its_files(tmp_path: Path, capsys: pytest.Cap
     assert told["world"] == "lingbot-world-fast-v1" and told["weights"]["text encoder"] > 0
 
 
-def test_a_server_says_its_plan_and_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_server_says_its_plan_and_loads(monkeypatch: pytest.MonkeyPatch, precision: Precision) -> None:
     told: list[str] = []
     monkeypatch.setattr(loader, "memory_there", lambda ranks: 10**10)
-    world = world_loader("meadow", 2, tell=told.append)(lambda stage, share: None)
-    assert world.num_slots == 2
+    world = world_loader("meadow", 2, Spread(precision=precision), told.append)(lambda stage, share: None)
+    assert world.num_slots == 2 and precision_in(world.identify(lambda *_: None).arithmetic["dtype"]) == precision
     assert len(told) == 1 and told[0].startswith("Memory, computed: ") and "10 GB hold " in told[0]
 
 

@@ -31,7 +31,7 @@ from gameserver.player import play
 from sessions.recording import encode, read
 from sessions.records import Chunk, Record
 from tests.world.tiny_world import random_world, tiny_config
-from world.chunk import Row, Scene, World
+from world.chunk import Row, Scene, World, WorldError
 from world.config import WorldConfig
 from world.model import DiffusionWorld
 from world.motion import keyboard_poses, parse_script
@@ -122,6 +122,24 @@ def test_each_alone_and_all_together_are_equal(recorded: list[Path], replay: Rep
     code, told = replay(*recorded, "--verify", "--together", make=watched)
     assert code == 0 and told.count("equal to the bit") == 3, told
     assert max(rows) > 1, "they shared no forward"
+
+
+def test_a_world_is_as_fine_as_the_recordings_say(recorded: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or as is asked for, and where they differ somebody has to ask."""
+    fine = read(recorded[0].read_bytes())
+    header = msgspec.structs.replace(fine.records[0], arithmetic={"dtype": "bfloat16+fp8"})
+    coarse = replace(fine, records=(header, *fine.records[1:]))
+    asked: list[str] = []
+    monkeypatch.setattr(
+        command, "world_loader", lambda path, num_slots, spread: asked.append(spread.precision) or (lambda report: None)
+    )
+    plain = cli.parser().parse_args(["replay", "x", "--world", "tiny"])
+    for args, recordings in [(plain, [fine]), (plain, [coarse, coarse])]:
+        command._load(args, recordings)
+    with pytest.raises(WorldError, match="fp8 and native"):
+        command._load(plain, [fine, coarse])
+    command._load(cli.parser().parse_args(["replay", "x", "--world", "tiny", "--precision", "native"]), [fine, coarse])
+    assert asked == ["native", "fp8", "native"]
 
 
 @pytest.mark.slow

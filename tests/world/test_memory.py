@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.world.tiny_world import random_world, tiny_config
-from world.chunk import WorldError
+from world.chunk import PRECISIONS, WorldError
 from world.loader import plan_world
 from world.meadow.built_in import load_meadow
 from world.memory import MemoryPlan, available_bytes, gb, plan, slot_bytes
@@ -37,6 +37,15 @@ def test_weights_and_slab_of_the_built_in_world_are_predicted_to_the_byte(dtype)
     assert predicted.weights == allocated(world)
     assert predicted.slab_bytes(3) == num_bytes(list(world.slab.tensors()))
     assert predicted.start_bytes == num_bytes([world.prepare_image(world.scenes[0].image)])
+
+
+def test_weights_in_fp8_are_predicted_to_the_byte_and_the_slab_is_as_before():
+    plain, coarse = (plan_world("meadow", 2, dtype_name="bfloat16", precision=each) for each in PRECISIONS)
+    world = load_meadow(2, CPU, torch.bfloat16, lambda stage, share: None, precision="fp8")
+    assert coarse.weights == allocated(world) and coarse.slot == plain.slot and coarse.dtype == world.dtype
+    assert 0.5 < coarse.weights["DiT"] / plain.weights["DiT"] < 0.75
+    with pytest.raises(WorldError, match="not float32"):
+        plan_world("meadow", 2, dtype_name="float32", precision="fp8")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -8,6 +8,7 @@ import torch
 
 from tests.world.tiny_world import Life, random_world, tiny_config
 from world.model import exercise, usual_start
+from world.nn.fp8 import to_fp8
 from world.rehearsal import META, Peak, cast, num_bytes, picture_bytes, rehearsed, row_bytes
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -46,16 +47,20 @@ def test_what_leaves_the_device_is_there_and_attention_makes_its_output_only():
         assert not seen.to(torch.bfloat16).cpu().float().numpy().any()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [(torch.float32, "native"), (torch.bfloat16, "native"), (torch.bfloat16, "fp8")], ids=str
+)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_service_allocates_what_was_rehearsed(name, dtype):
+def test_service_allocates_what_was_rehearsed(name, dtype, precision):
     """Real tensors counted the same way: no more a row, but for pictures, which leave a device; and not much less."""
     cfg = CONFIGS[name]
     world = random_world(cfg, dtype, num_slots=3)
+    if precision == "fp8":
+        to_fp8(world.denoiser.dit, CPU)
     for slot in (1, 2, 3):
         life = Life(slot, cfg.geometry.chunk_frames, 1)
         world.open(slot, life.start(world))
-    predicted = row_bytes(cfg, dtype, CPU)
+    predicted = row_bytes(cfg, dtype, CPU, precision)
     for rows in (1, 2, 3):
         with Peak(CPU) as peak:
             exercise(world, rows)

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
 from tests.tiny_checkpoints import random_like
 from tests.world.ranked import together
 from tests.world.test_dit import CFG, forward, inputs
-from world.chunk import WEIGHT_LAYOUTS
+from world.chunk import PRECISIONS, WEIGHT_LAYOUTS, Precision
 from world.identity import weights_digests
 from world.nn.dit import CausalDiT, keeps_float32
+from world.nn.fp8 import to_fp8
 from world.ranks import Ranks
 from world.sharding import lay_out
 
 
-def model() -> CausalDiT:
-    """In the dtypes that are served: FSDP gathers blocks of two dtypes."""
+def model(precision: Precision) -> CausalDiT:
+    """In the dtypes that are served: FSDP gathers blocks of two dtypes, or of three."""
     dit = CausalDiT(CFG)
     dit.load_state_dict(random_like(dit, torch.Generator().manual_seed(0)))
     for key, parameter in dit.named_parameters():
         parameter.data = parameter.data.to(torch.float32 if keeps_float32(key) else torch.bfloat16)
+    if precision == "fp8":
+        to_fp8(dit, torch.device("cpu"))
     return dit.eval().requires_grad_(False)
 
 
@@ -30,10 +34,10 @@ def held(dit: CausalDiT) -> int:
     return sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in dit.parameters())
 
 
-def forwards(ranks: Ranks) -> dict[str, tuple[Tensor, Tensor, list[int], tuple[str, str]]]:
+def forwards(ranks: Ranks, precision: Precision) -> dict[str, tuple[Tensor, Tensor, list[int], tuple[str, str]]]:
     made = {}
     for layout in WEIGHT_LAYOUTS:
-        dit = model()
+        dit = model(precision)
         lay_out(dit, layout, ranks)
         sizes = [held(dit)]
         first, _ = forward(dit, *inputs(3), 2)
@@ -43,9 +47,10 @@ def forwards(ranks: Ranks) -> dict[str, tuple[Tensor, Tensor, list[int], tuple[s
     return made
 
 
-def test_every_layout_computes_the_same_bits(tmp_path: Path) -> None:
-    for made in together(2, forwards, tmp_path):
-        dit, (expected, _) = model(), forward(model(), *inputs(3), 2)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_layout_computes_the_same_bits(precision: Precision, tmp_path: Path) -> None:
+    for made in together(2, forwards, tmp_path, precision):
+        dit, (expected, _) = model(precision), forward(model(precision), *inputs(3), 2)
         digests = weights_digests({"dit": dit}, lambda stage, share: None)
         for layout in WEIGHT_LAYOUTS:
             first, again, _, identity = made[layout]

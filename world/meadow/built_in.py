@@ -9,17 +9,18 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from world.chunk import Report, WeightLayout, WorldError
+from world.chunk import Precision, Report, WeightLayout, WorldError
 from world.meadow.config import TEXT, meadow_config
 from world.meadow.start_scenes import START_SCENES, draw_place, draw_scene
 from world.model import DiffusionWorld
 from world.nn.dit import CausalDiT, served_dtypes
+from world.nn.fp8 import when_placed
 from world.nn.text import ByteTextEncoder
 from world.nn.vae import VideoVAE
 from world.ranks import ALONE, Ranks
 from world.sharding import lay_out
 from world.text import ByteText
-from world.weights import load_tensors_into
+from world.weights import load_tensors_into, untold
 
 WEIGHTS = Path(__file__).parent / "world.safetensors"
 
@@ -32,6 +33,7 @@ def load_meadow(
     weights: Path = WEIGHTS,
     ranks: Ranks = ALONE,
     layout: WeightLayout = "replicated",
+    precision: Precision = "native",
 ) -> DiffusionWorld:
     try:
         with safe_open(weights, "pt") as file:
@@ -47,10 +49,12 @@ def load_meadow(
         "vae": lambda key: dtype,
         "text": lambda key: torch.float32,
     }
+    placed = {"dit": when_placed(modules["dit"], precision, device)}
     for name, module in modules.items():
         own = {key: t for key, t in tensors.items() if key.startswith(f"{name}.")}
         keys = {key: f"{name}.{key}" for key in module.state_dict()}
-        load_tensors_into(module, weights, own, dtypes[name], device, report, names=keys)
+        told = placed.get(name, untold)
+        load_tensors_into(module, weights, own, dtypes[name], device, report, names=keys, placed=told)
         module.eval().requires_grad_(False)
     size = {"width": cfg.geometry.width, "height": cfg.geometry.height}
     scenes = []

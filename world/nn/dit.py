@@ -3,7 +3,7 @@
 A row is one chunk of one stream. Everything but self-attention is a row's own; self-attention goes through a `Memory`,
 which knows where a row's past is (a slab when serving, a masked sequence when training). State-dict names are the
 published checkpoint's. The residual stream, norms, modulation and head are float32; linears and attention run in the
-dtype of their weights.
+dtype of their biases (which weights may be kept more coarsely than: `world.nn.fp8`).
 """
 
 from __future__ import annotations
@@ -75,12 +75,12 @@ def unpatchify(tokens: Tensor, f: int, h: int, w: int) -> Tensor:
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    return layer(x.to(layer.weight.dtype))
+    return layer(x.to(layer.bias.dtype))
 
 
 def mlp(layers: nn.Sequential, x: Tensor) -> Tensor:
-    """Linear, activation, Linear, in the dtype of the weights."""
-    return layers(x.to(layers[0].weight.dtype))
+    """Linear, activation, Linear, in the dtype of their biases."""
+    return layers(x.to(layers[0].bias.dtype))
 
 
 class HeadNorm(nn.Module):
@@ -190,7 +190,7 @@ class CausalDiT(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.blocks[0].ffn[0].weight.dtype
+        return self.blocks[0].ffn[0].bias.dtype
 
     def time(self, timesteps: Tensor) -> Pair:
         """[K] -> e [K, C], e0 [K, 6, C] float32."""
