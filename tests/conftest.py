@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 
@@ -17,6 +18,10 @@ settings.load_profile("repeatable")
 # other make a busy machine several times slower, and here clients, encoders and a browser keep it busy.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Read when a kernel is imported: without a GPU kernels are interpreted.
+if shutil.which("nvidia-smi") is None:
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # Servers that tests start record where nobody's own recordings are.
 HOME = tempfile.TemporaryDirectory(prefix="manyworlds-tests-")

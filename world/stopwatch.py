@@ -107,8 +107,8 @@ class Stopwatch:
 @contextmanager
 def watching(world: DiffusionWorld, watch: Stopwatch) -> Iterator[None]:
     """While inside, the world's steps are taken apart into stages: `begin` (camera, condition and first noise of new
-    chunks), `vae` (decoding to I420), `copy` (the way to the host), `digest` (of finished latents), and `step i` or `commit`
-    with what is left of them (one forward; `mixed` where rows are at different steps)."""
+    chunks), `vae` (decoding to I420), `copy` (the way to the host), `digest` (of finished latents), and `step i` or
+    `commit` with what is left of them (one forward; `mixed` where rows are at different steps)."""
     step = world.step
 
     def watched_step(rows: Sequence[Row]) -> list[Picture]:

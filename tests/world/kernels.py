@@ -1,16 +1,13 @@
-"""Where tests run Triton's kernels: on a GPU if there is one, else interpreted, which must be said before import."""
+"""Where tests run Triton's kernels: on a GPU if there is one, else interpreted, as tests/conftest.py tells Triton."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
 
 import pytest
 import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-TRITON = importlib.util.find_spec("triton") is not None
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"
+HALF = torch.bfloat16 if DEVICE == "cuda" else torch.float16  # the interpreter has no bfloat16
 
-needs_triton = pytest.mark.skipif(not TRITON, reason="needs Triton")
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from world.nn.attention import attend, ring_door, ring_flash, ring_sdpa
+from tests.world.kernels import needs_triton
+from world.nn.attention import attend, ring_door, ring_sdpa
 
 
 def one_row(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -36,30 +37,6 @@ def spoil(k: Tensor, v: Tensor, begins: Tensor, room: int, valid: Tensor) -> Non
         own, rest = slice(begin, begin + n), slice(begin + n, begin + room)
         k[own], v[own] = old_k[own], old_v[own]
         k[rest], v[rest] = 1e4, -1e4
-
-
-class FlashStandIn:
-    """`torch.ops.aten`, with flash attention in plain arithmetic for what the door uses: sequences packed into q
-    [n, N, d] between `cum_seq_q`, their keys beginning at `cum_seq_k` in [m, N, d], `seqused_k` of them."""
-
-    schema = torch.ops.aten._flash_attention_forward.default._schema
-
-    def _flash_attention_forward(self, *args, **kwargs):
-        names = [argument.name for argument in self.schema.arguments]
-        call = dict(zip(names, args, strict=False)) | kwargs
-        assert call.keys() <= set(names), "an argument that torch does not know"
-        q, k, v, begins, ring_begins = (call[name] for name in ("query", "key", "value", "cum_seq_q", "cum_seq_k"))
-        lengths = call["seqused_k"]
-        assert begins.dtype == ring_begins.dtype == lengths.dtype == torch.int32
-        assert len(begins) == len(ring_begins) == len(lengths) + 1
-        assert call["dropout_p"] == 0 and not call["is_causal"] and not call["return_debug_mask"]
-        assert call["max_q"] == (begins[1:] - begins[:-1]).max() and call["max_k"] >= lengths.max()
-        assert all(t.stride(-1) == 1 for t in (q, k, v)), "the last axis must be contiguous"
-        rows = [
-            one_row(q[first:last], k[at : at + n], v[at : at + n])
-            for first, last, at, n in zip(begins[:-1], begins[1:], ring_begins, lengths, strict=False)
-        ]
-        return torch.cat(rows).to(q.dtype), None, None, None, None
 
 
 @settings(max_examples=30, deadline=None)
@@ -105,38 +82,13 @@ def test_a_ring_shorter_than_the_room_is_its_valid_prefix(beyond):
         torch.testing.assert_close(got[row].double(), one_row(q[row], k[:4], v[:4]), rtol=0, atol=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 2**32), rows=st.integers(1, 5))
-def test_flash_is_called_as_documented_and_agrees(seed, rows):
-    arguments = case(seed, rows=rows)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.ops, "aten", FlashStandIn())
-        got = ring_flash(*arguments)
-    torch.testing.assert_close(got, ring_sdpa(*arguments), rtol=0, atol=1e-5)
+@needs_triton
+def test_the_door_takes_the_kernel_where_it_can_run():
+    from world.nn.ring_kernel import ring_triton
 
-
-def test_the_door_takes_flash_where_it_can_run():
-    assert ring_door(torch.device("cuda"), torch.bfloat16) is ring_flash
-    assert ring_door(torch.device("cuda"), torch.float32) is ring_sdpa, "flash attention has no float32"
+    assert ring_door(torch.device("cuda"), torch.bfloat16) is ring_triton
+    assert ring_door(torch.device("cuda"), torch.float32) is ring_sdpa, "tensor cores would round float32"
     assert ring_door(torch.device("cpu"), torch.bfloat16) is ring_sdpa
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("dim", [64, 128])
-def test_on_a_gpu_both_ways_agree_and_a_row_has_the_bits_it_has_alone(dim):
-    """Both round probabilities and results to bfloat16: 4e-3 of a row's norm apart from float64 at most."""
-    *tensors, room, valid = case(7, rows=3, rings=6, room=333, length=104, heads=4, dim=dim)
-    q, k, v, begins, valid = (t.cuda().bfloat16() if t.is_floating_point() else t.cuda() for t in (*tensors, valid))
-    for door in (ring_flash, ring_sdpa):
-        before = door(q, k, v, begins, room, valid)
-        for row, (at, n) in enumerate(zip(begins.tolist(), valid.tolist(), strict=True)):
-            exact = one_row(q[row], k[at : at + n], v[at : at + n])
-            assert (before[row].double() - exact).norm() / exact.norm() < 4e-3
-            one = slice(row, row + 1)
-            assert torch.equal(before[one], door(q[one], k, v, begins[one], room, valid[one]))
-        spoil(k, v, begins, room, valid)
-        assert torch.equal(door(q, k, v, begins, room, valid), before), "what is behind a row's prefix was read"
-        k, v = k.nan_to_num(0.5), v.nan_to_num(0.5)
 
 
 def test_attention_without_a_ring_has_no_mask():

@@ -8,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.world.kernels import DEVICE, needs_triton
+from tests.world.kernels import DEVICE, HALF, needs_triton
 from world.nn import rows
 
 pytestmark = needs_triton
-HALF = torch.bfloat16 if DEVICE == "cuda" else torch.float16
 CLOSE = {"rtol": 0, "atol": 3e-5}
 
 
@@ -64,6 +63,21 @@ def test_unit_norm(seed, pixels, channels, silu):
     x, gamma = normal(seed, pixels, channels), normal(seed + 1, channels)
     x[0] = 0
     torch.testing.assert_close(unit_norm(x, gamma, silu), rows.unit_norm(x, gamma, silu), **CLOSE)
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 2**32), tokens=st.integers(1, 5), channels=st.sampled_from([16, 48, 128]))
+def test_quantise(seed, tokens, channels):
+    from world.nn.row_kernels import quantise
+
+    x, e4m3, tiny = normal(seed, tokens, channels), torch.float8_e4m3fn, torch.finfo(torch.float32).tiny
+    x[0, :2] = float("nan") if seed % 3 == 0 else 0.0
+    got, scale = quantise(x, e4m3, torch.finfo(e4m3).max, tiny)
+    expected, expected_scale = rows.quantise(x, e4m3, tiny)
+    torch.testing.assert_close(scale[1:], expected_scale[1:], rtol=1e-6, atol=0)
+    if DEVICE == "cuda":  # interpreted, FP8 is rounded otherwise
+        assert got[0].float().isnan().any() == x[0].isnan().any()
+        torch.testing.assert_close(got[1:].float(), expected[1:].float(), rtol=1 / 8, atol=1e-9)  # a rounding apart
 
 
 def test_a_token_has_the_bits_it_has_alone():

@@ -1,8 +1,8 @@
 """The one attention door: queries of a chunk against the KV ring of each row's slot.
 
-On a GPU in half precision torch's own flash attention reads the rings in place, as much of each as is written.
-Everywhere else torch's scaled-dot-product attention runs over copies of the rows' rings with what is not yet written
-masked, its shape the same from the first frame.
+On a GPU in half precision a kernel of our own (`world.nn.ring_kernel`) reads the rings in place, as much of each as is
+written. Everywhere else torch's scaled-dot-product attention runs over copies of the rows' rings with what is not yet
+written masked, its shape the same from the first frame.
 """
 
 from __future__ import annotations
@@ -34,20 +34,10 @@ def ring_sdpa(q: Tensor, k_ring: Tensor, v_ring: Tensor, begins: Tensor, room: i
     return F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask[:, None, None]).transpose(1, 2)
 
 
-def ring_flash(q: Tensor, k_ring: Tensor, v_ring: Tensor, begins: Tensor, room: int, valid_tokens: Tensor) -> Tensor:
-    """A `Ring` read in place: rows are sequences that begin where their ring does and are as long as its valid prefix.
-    A row's sum has one order whoever shares the call."""
-    rows, length = q.shape[:2]
-    q_begins = torch.arange(rows + 1, device=q.device, dtype=torch.int32) * length
-    # One more than there are rows: ends are not read where lengths are given.
-    ring_begins = F.pad(begins.int(), (0, 1))
-    seen, *_ = torch.ops.aten._flash_attention_forward(
-        q.flatten(0, 1), k_ring, v_ring, q_begins, ring_begins, length, room,
-        dropout_p=0.0, is_causal=False, return_debug_mask=False, seqused_k=valid_tokens,
-    )  # fmt: skip
-    return seen.unflatten(0, (rows, length))
-
-
 def ring_door(device: torch.device, dtype: torch.dtype) -> Ring:
     """The ring attention to use on this device in this dtype."""
-    return ring_flash if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16) else ring_sdpa
+    if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
+        from world.nn.ring_kernel import ring_triton  # Triton comes with torch for GPUs only
+
+        return ring_triton
+    return ring_sdpa

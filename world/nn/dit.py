@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from world.chunk import PATCH
 from world.nn.attention import attend
-from world.nn.rows import Pair, add, add_norm, norm_turn
+from world.nn.rows import Pair, add, add_norm, linear_gelu, norm_turn
 
 # What the published code keeps in float32; everything else may be cast to the serving dtype.
 FLOAT32_PREFIXES = ("time_embedding.", "time_projection.", "head.")
@@ -159,7 +159,7 @@ class Block(nn.Module):
         x, u = add_norm(x, weight, bias, self.eps, self.dtype, self.self_attn.out(seen), gate_a, camera)
         seen = attend(self.cross_attn.queries(u), *text)
         x, u = add_norm(x, 1 + scale_f, shift_f, self.eps, self.dtype, self.cross_attn.out(seen))
-        return add(x, mlp(self.ffn, u), gate_f)
+        return add(x, self.ffn[2](linear_gelu(self.ffn[0], u)), gate_f)
 
 
 class Head(nn.Module):

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from world.chunk import Precision, WorldError
+from world.nn import rows
 from world.nn.dit import CausalDiT
 
 E4M3 = torch.float8_e4m3fn
-GREATEST = torch.finfo(E4M3).max  # 448
 LEAST_SCALE = torch.finfo(torch.float32).tiny  # so that zeros are divided by something
 UNIT = 16  # numbers, of which a GPU takes whole ones
 
@@ -38,8 +38,7 @@ Product = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
     """[n, K] -> e4m3 [n, K] and the scale of each row, float32 [n, 1]: their product is x but for 1/16 of each number,
     or 2^-10 scales. A row of zeros stays one; of a row with NaN or an infinity in it NaN is made."""
-    scale = (x.abs().amax(-1, keepdim=True).float() / GREATEST).clamp(min=LEAST_SCALE)
-    return (x / scale).to(E4M3).contiguous(), scale
+    return rows.quantise(x, E4M3, LEAST_SCALE)
 
 
 def scaled_product(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:

@@ -85,6 +85,17 @@ def _unit_norm(
     tl.store(out_ptr + at, x.to(out_ptr.dtype.element_ty), mask=there)
 
 
+@triton.jit
+def _quantise(x_ptr, out_ptr, scale_ptr, channels, greatest, least, WIDTH: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    c = tl.arange(0, WIDTH)
+    there = c < channels
+    x = tl.load(x_ptr + token * channels + c, mask=there, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(x), 0) / greatest, least)
+    tl.store(out_ptr + token * channels + c, (x / scale).to(out_ptr.dtype.element_ty), mask=there)
+    tl.store(scale_ptr + token, scale)
+
+
 def add_norm(
     x: Tensor, norm: tuple[Tensor, Tensor, float] | None, dtype: torch.dtype | None, branch: Tensor | None,
     gate: Tensor | None, camera: tuple[Tensor, Tensor] | None,
@@ -129,6 +140,19 @@ def unit_norm(x: Tensor, gamma: Tensor, silu: bool) -> Tensor:
         x, gamma, out, pixels, channels, channels**0.5, SILU=silu, PIXELS=many, WIDTH=width, num_warps=4
     )
     return out
+
+
+def quantise(x: Tensor, dtype: torch.dtype, greatest: float, least: float) -> tuple[Tensor, Tensor]:
+    """[n, K] -> [n, K] in an FP8 dtype and the scales of rows, float32 [n, 1], at least `least`: a row's greatest number
+    becomes `greatest`."""
+    tokens, channels = x.shape
+    x = x.contiguous()
+    out = torch.empty_like(x, dtype=dtype)
+    scale = torch.empty(tokens, 1, dtype=torch.float32, device=x.device)
+    _quantise[(tokens,)](
+        x, out, scale, channels, greatest, least, WIDTH=triton.next_power_of_2(channels), num_warps=WARPS
+    )
+    return out, scale
 
 
 def _given(t: Tensor | None, other: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from world.nn.rope import rotate
 
@@ -49,6 +49,24 @@ def unit_norm(x: Tensor, gamma: Tensor, silu: bool) -> Tensor:
         return _kernels().unit_norm(x, gamma, silu)
     normed = F.normalize(x.float(), dim=-1).to(x.dtype) * (gamma * x.shape[-1] ** 0.5).to(x.dtype)
     return F.silu(normed) if silu else normed
+
+
+def quantise(x: Tensor, dtype: torch.dtype, least: float) -> Pair:
+    """[n, K] -> [n, K] in an FP8 dtype and the scale of each row, float32 [n, 1]: the row's greatest number becomes the
+    dtype's. A row of zeros stays one, of a scale `least`; of a row with NaN or an infinity in it NaN is made."""
+    greatest = torch.finfo(dtype).max
+    if _fused(x):
+        return _kernels().quantise(x, dtype, greatest, least)
+    scale = (x.abs().amax(-1, keepdim=True).float() / greatest).clamp(min=least)
+    return (x / scale).to(dtype).contiguous(), scale
+
+
+def linear_gelu(layer: nn.Module, x: Tensor) -> Tensor:
+    """GELU (its tanh form) of a linear."""
+    if _fused(x) and type(layer) is nn.Linear:  # the product's last pass does it
+        made = torch._addmm_activation(layer.bias, x.flatten(0, -2), layer.weight.t(), use_gelu=True)
+        return made.unflatten(0, x.shape[:-1])
+    return F.gelu(layer(x), approximate="tanh")
 
 
 def _fused(x: Tensor) -> bool:
