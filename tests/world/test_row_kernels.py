@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.world.kernels import DEVICE, HALF, needs_triton
-from world.nn import rows
+from tests.world.tiny_world import Life, Player, random_world, tick, tiny_config
+from world.nn import rows, vae
 
 pytestmark = needs_triton
 CLOSE = {"rtol": 0, "atol": 3e-5}
@@ -55,14 +56,29 @@ def test_norm_turn(seed, heads, half, turned):
     torch.testing.assert_close(norm_turn(x, weight, 1e-6, turn).unflatten(-1, (heads, -1)), expected, **CLOSE)
 
 
+FRAMES = st.tuples(*(st.integers(1, most) for most in (2, 4, 3, 5)), st.sampled_from([3, 16, 96]))  # B, T, H, W, C
+
+
 @settings(max_examples=12, deadline=None)
-@given(seed=st.integers(0, 2**32), pixels=st.integers(1, 90), channels=st.sampled_from([3, 16, 96]), silu=st.booleans())
-def test_unit_norm(seed, pixels, channels, silu):
+@given(seed=st.integers(0, 2**32), size=FRAMES, silu=st.booleans())
+def test_unit_norm(seed, size, silu):
     from world.nn.row_kernels import unit_norm
 
-    x, gamma = normal(seed, pixels, channels), normal(seed + 1, channels)
-    x[0] = 0
+    x, gamma = normal(seed, *size), normal(seed + 1, size[-1])
+    x[0, 0] = 0
     torch.testing.assert_close(unit_norm(x, gamma, silu), rows.unit_norm(x, gamma, silu), **CLOSE)
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 2**32), size=FRAMES)
+def test_stacked_norm(seed, size):
+    from world.nn.row_kernels import stacked_norm
+
+    (b, frames, *area, channels) = size
+    x, gamma, past = normal(seed, *size), normal(seed + 1, channels), normal(seed + 2, b, 2, *area, channels)
+    all_frames = torch.cat([past, rows.unit_norm(x, gamma, silu=True)], dim=1)
+    expected = torch.cat([all_frames[:, k : k + frames] for k in range(3)], dim=-1)
+    torch.testing.assert_close(stacked_norm(x, gamma, past), expected, **CLOSE)
 
 
 @settings(max_examples=12, deadline=None)
@@ -95,4 +111,26 @@ def test_serving_takes_the_kernels_and_training_does_not():
     rows.add_norm(x, weight, bias, 1e-6, HALF)[1].sum().backward()
     assert weight.grad is not None
     with torch.inference_mode():
-        assert rows._fused(x)
+        assert rows.fused(x)
+
+
+def test_networks_of_kernels_are_those_of_operations(monkeypatch: pytest.MonkeyPatch):
+    """A tiny world's chunk: its DiT and its decoder, which see the kernels through `world.nn.rows` alone."""
+
+    def play() -> list[Tensor]:
+        world = random_world(tiny_config(), torch.float32, 1, device=torch.device(DEVICE))
+        life = Life(0, world.geometry.chunk_frames, 2)
+        player = Player(life, 1)
+        world.open(1, life.start(world))
+        while not player.is_over:
+            tick(world, [player])
+        return [world.slab.x[1], *(cache[1] for cache in world.slab.decoder)]
+
+    for module in (rows, vae):
+        monkeypatch.setattr(module, "fused", lambda x: False)
+    plain = play()
+    for module in (rows, vae):
+        monkeypatch.setattr(module, "fused", lambda x: not x.is_meta)
+    for one, other in zip(play(), plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+        assert not torch.equal(one, other), "the same arithmetic twice"

@@ -70,19 +70,22 @@ def _norm_turn(
 
 @triton.jit
 def _unit_norm(
-    x_ptr, gamma_ptr, out_ptr, pixels, channels, root, SILU: tl.constexpr, PIXELS: tl.constexpr, WIDTH: tl.constexpr
+    x_ptr, gamma_ptr, out_ptr, pixels, channels, root, frames, area, SILU: tl.constexpr, STACK: tl.constexpr,
+    PIXELS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)[:, None]
     c = tl.arange(0, WIDTH)[None, :]
     there = (pixel < pixels) & (c < channels)
-    at = pixel * channels + c
-    x = tl.load(x_ptr + at, mask=there, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + pixel * channels + c, mask=there, other=0.0).to(tl.float32)
     size = tl.maximum(tl.sqrt(tl.sum(x * x, 1)), 1e-12)
     gamma = tl.load(gamma_ptr + c, mask=c < channels, other=0.0).to(tl.float32) * root
     x = x / size[:, None] * gamma
     if SILU:
         x = x * tl.sigmoid(x)
-    tl.store(out_ptr + at, x.to(out_ptr.dtype.element_ty), mask=there)
+    frame = pixel // area % frames
+    for k in tl.static_range(STACK):  # a frame is the newest of its own stack and older in the next ones
+        at = ((pixel + k * area) * STACK + (STACK - 1 - k)) * channels + c
+        tl.store(out_ptr + at, x.to(out_ptr.dtype.element_ty), mask=there & (frame + k < frames))
 
 
 @triton.jit
@@ -131,19 +134,35 @@ def norm_turn(x: Tensor, weight: Tensor, eps: float, turn: tuple[Tensor, Tensor]
 
 def unit_norm(x: Tensor, gamma: Tensor, silu: bool) -> Tensor:
     """`world.nn.rows.unit_norm`."""
-    channels = x.shape[-1]
-    x = x.contiguous()
-    out, pixels = torch.empty_like(x), x.numel() // channels
-    width = triton.next_power_of_2(channels)
-    many = max(1, PROGRAM // width)
-    _unit_norm[(triton.cdiv(pixels, many),)](
-        x, gamma, out, pixels, channels, channels**0.5, SILU=silu, PIXELS=many, WIDTH=width, num_warps=4
-    )
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    _normed_into(out, x, gamma, silu, stack=1)
     return out
 
 
+def stacked_norm(x: Tensor, gamma: Tensor, past: Tensor) -> Tensor:
+    """Unit norm and SiLU of frames [B, T, H, W, C], each behind the two before it [B, T, H, W, 3 C]; `past`
+    [B, 2, H, W, C] are those before the first, normed already."""
+    b, frames, height, width, channels = x.shape
+    out = x.new_empty(b, frames, height, width, 3, channels)
+    _normed_into(out, x, gamma, silu=True, stack=3)
+    out[:, 0, ..., :2, :] = past.movedim(1, -2)
+    if frames > 1:
+        out[:, 1, ..., 0, :] = past[:, 1]
+    return out.flatten(-2)
+
+
+def _normed_into(out: Tensor, x: Tensor, gamma: Tensor, silu: bool, stack: int) -> None:
+    channels, frames, area = x.shape[-1], x.shape[1], x.shape[2:-1].numel()
+    width = triton.next_power_of_2(channels)
+    many, pixels = max(1, PROGRAM // width), x.numel() // channels
+    _unit_norm[(triton.cdiv(pixels, many),)](
+        x.contiguous(), gamma, out, pixels, channels, channels**0.5, frames, area, SILU=silu, STACK=stack,
+        PIXELS=many, WIDTH=width, num_warps=4,
+    )  # fmt: skip
+
+
 def quantise(x: Tensor, dtype: torch.dtype, greatest: float, least: float) -> tuple[Tensor, Tensor]:
-    """[n, K] -> [n, K] in an FP8 dtype and the scales of rows, float32 [n, 1], at least `least`: a row's greatest number
+    """[n, K] -> [n, K] in an FP8 dtype and the scales of rows, float32 [n, 1], `least` or more: a row's greatest number
     becomes `greatest`."""
     tokens, channels = x.shape
     x = x.contiguous()

@@ -14,7 +14,7 @@ Pair = tuple[Tensor, Tensor]
 
 def add(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
     """x float32 [B, L, C] + gate float32 [B, 1, C] * branch [B, L, C]."""
-    return _kernels().add_norm(x, None, None, branch, gate, None)[0] if _fused(x) else x + gate * branch
+    return _kernels().add_norm(x, None, None, branch, gate, None)[0] if fused(x) else x + gate * branch
 
 
 def add_norm(
@@ -24,7 +24,7 @@ def add_norm(
     """The residual stream x float32 [B, L, C] with a branch [B, L, C] added to it, through a gate float32 [B, 1, C] if
     there is one, then moved by the camera's scale and shift [B, L, C]; and its layer norm, with weight and bias float32
     [B, 1, C] or [C], in a dtype."""
-    if _fused(x):
+    if fused(x):
         return _kernels().add_norm(x, (weight, bias, eps), dtype, branch, gate, camera)
     if branch is not None:
         x = x + (branch if gate is None else gate * branch)
@@ -37,25 +37,31 @@ def add_norm(
 def norm_turn(x: Tensor, weight: Tensor, eps: float, heads: int, turn: Pair | None) -> Tensor:
     """RMS norm of queries or keys [B, L, C] over all heads, which are then turned by cos and sin float32
     [B, L, 1, d / 2]: [B, L, N, d] in their dtype."""
-    if _fused(x):
+    if fused(x):
         return _kernels().norm_turn(x, weight, eps, turn).unflatten(-1, (heads, -1))
     normed = F.rms_norm(x.float(), weight.shape, weight.float(), eps).to(x.dtype).unflatten(-1, (heads, -1))
     return normed if turn is None else rotate(normed, *turn)
 
 
 def unit_norm(x: Tensor, gamma: Tensor, silu: bool) -> Tensor:
-    """x / ||x|| over channels [..., C], times sqrt(C) and gamma [C]; then SiLU if asked."""
-    if _fused(x):
+    """x / ||x|| over channels [B, T, H, W, C], times sqrt(C) and gamma [C]; then SiLU if asked."""
+    if fused(x):
         return _kernels().unit_norm(x, gamma, silu)
     normed = F.normalize(x.float(), dim=-1).to(x.dtype) * (gamma * x.shape[-1] ** 0.5).to(x.dtype)
     return F.silu(normed) if silu else normed
+
+
+def stacked_norm(x: Tensor, gamma: Tensor, past: Tensor) -> Tensor:
+    """Where `fused`: unit norm and SiLU of frames [B, T, H, W, C], each behind the two before it [B, T, H, W, 3 C].
+    `past` [B, 2, H, W, C] are those before the first, normed already."""
+    return _kernels().stacked_norm(x, gamma, past)
 
 
 def quantise(x: Tensor, dtype: torch.dtype, least: float) -> Pair:
     """[n, K] -> [n, K] in an FP8 dtype and the scale of each row, float32 [n, 1]: the row's greatest number becomes the
     dtype's. A row of zeros stays one, of a scale `least`; of a row with NaN or an infinity in it NaN is made."""
     greatest = torch.finfo(dtype).max
-    if _fused(x):
+    if fused(x):
         return _kernels().quantise(x, dtype, greatest, least)
     scale = (x.abs().amax(-1, keepdim=True).float() / greatest).clamp(min=least)
     return (x / scale).to(dtype).contiguous(), scale
@@ -63,14 +69,14 @@ def quantise(x: Tensor, dtype: torch.dtype, least: float) -> Pair:
 
 def linear_gelu(layer: nn.Module, x: Tensor) -> Tensor:
     """GELU (its tanh form) of a linear."""
-    if _fused(x) and type(layer) is nn.Linear:  # the product's last pass does it
+    if fused(x) and x.is_cuda and type(layer) is nn.Linear:  # the product's last pass does it; a CPU's is another GELU
         made = torch._addmm_activation(layer.bias, x.flatten(0, -2), layer.weight.t(), use_gelu=True)
         return made.unflatten(0, x.shape[:-1])
     return F.gelu(layer(x), approximate="tanh")
 
 
-def _fused(x: Tensor) -> bool:
-    """The kernels have no gradients."""
+def fused(x: Tensor) -> bool:
+    """Whether kernels are there for it: they have no gradients."""
     return x.is_cuda and torch.is_inference_mode_enabled()
 
 

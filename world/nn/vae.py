@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from world.nn.rows import unit_norm
+from world.nn.rows import fused, stacked_norm, unit_norm
 
 LATENT_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
                0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921)  # fmt: skip
@@ -48,13 +48,15 @@ class Caches:
         self.old = old
         self.new: list[Tensor] = []
 
+    def past(self, x: Tensor, frames: int) -> Tensor:
+        """The last `frames` frames of the calls before [B, frames, H, W, C]."""
+        if self.old is None:
+            return x.new_zeros(x.shape[0], frames, *x.shape[2:])
+        return self.old[len(self.new)].to(x.dtype)
+
     def extend(self, x: Tensor, frames: int) -> Tensor:
         """[B, T, H, W, C] with the last `frames` frames of the calls before in front."""
-        if self.old is None:
-            past = x.new_zeros(x.shape[0], frames, *x.shape[2:])
-        else:
-            past = self.old[len(self.new)].to(x.dtype)
-        x = torch.cat([past, x], dim=1)
+        x = torch.cat([self.past(x, frames), x], dim=1)
         self.new.append(x[:, -frames:].clone())
         return x
 
@@ -92,11 +94,22 @@ class CausalConv(nn.Conv3d):
             x = caches.extend(x, t - 1)
         return self.window(x, stride=1, padding=h // 2)
 
+    def after(self, norm: Norm, x: Tensor, caches: Caches) -> Tensor:
+        """Of the norm of x, for a kernel of 3; what has a kernel norms and stacks in one pass."""
+        if not fused(x):
+            return self(norm(x), caches)
+        stacked = stacked_norm(x, norm.gamma.flatten(), caches.past(x, 2))
+        caches.new.append(stacked[:, -1].unflatten(-1, (3, -1))[..., 1:, :].movedim(-2, 1).contiguous())
+        return self.mix(stacked, padding=1)
+
     def window(self, x: Tensor, stride: int, padding: int) -> Tensor:
         """Every run of t frames, `stride` apart: [B, T, H, W, C] -> [B, (T - t) // stride + 1, H, W, O]."""
         t = self.kernel_size[0]
         span = x.shape[1] - t + 1
-        stacked = torch.cat([x[:, k : k + span : stride] for k in range(t)], dim=-1)
+        return self.mix(torch.cat([x[:, k : k + span : stride] for k in range(t)], dim=-1), padding)
+
+    def mix(self, stacked: Tensor, padding: int) -> Tensor:
+        """Runs of t frames stacked as channels [B, T, H, W, t C] -> [B, T, H, W, O]."""
         weight = self.weight.transpose(1, 2).flatten(1, 2)  # [O, t C, h, w]
         return per_frame(lambda frames: F.conv2d(frames, weight, self.bias, padding=padding), stacked)
 
@@ -124,7 +137,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor, caches: Caches) -> Tensor:
         norm_a, _, conv_a, norm_b, _, _, conv_b = self.residual
-        h = conv_b(norm_b(conv_a(norm_a(x), caches)), caches)
+        h = conv_b.after(norm_b, conv_a.after(norm_a, x, caches), caches)
         return h + (x if self.shortcut is None else self.shortcut(x, caches))
 
 
@@ -199,7 +212,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor, caches: Caches, first: bool) -> Tensor:
         x = run(self.downsamples, self.conv1(x, caches), caches, first)
         norm, _, conv = self.head
-        return conv(norm(run(self.middle, x, caches, first)), caches)
+        return conv.after(norm, run(self.middle, x, caches, first), caches)
 
 
 class Decoder(nn.Module):
@@ -221,7 +234,7 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor, caches: Caches, first: bool) -> Tensor:
         x = run(self.middle, self.conv1(x, caches), caches, first)
         norm, _, conv = self.head
-        return conv(norm(run(self.upsamples, x, caches, first)), caches)
+        return conv.after(norm, run(self.upsamples, x, caches, first), caches)
 
 
 class VideoVAE(nn.Module):
