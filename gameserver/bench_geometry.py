@@ -20,7 +20,7 @@ from sessions.tick import Finished
 from world.chunk import Geometry, WorldError
 
 HEADS = ("players", "ms a chunk", "p95", "fps in all", "a player", "cold first", "warm first", "DiT TFLOP/s", "of peak",
-         "waits a tick")  # fmt: skip
+         "waits a tick", "GB: plan, peak")  # fmt: skip
 
 
 def add_counts(parser: argparse.ArgumentParser) -> None:
@@ -139,6 +139,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
                 r["players"], *(f"{r[key]:.4g}" for key in ("chunk_ms", "chunk_ms_p95", "fps", "fps_a_player",
                 "cold_first_chunk_ms", "warm_first_chunk_ms", "dit_tflops")), f"{r['dit_share']:.1%}",
                 f"{sum(r['waits'].values()) / r['counted_ticks']:.3g}",
+                ", ".join("-" if r[key] is None else f"{r[key] / 1e9:.3g}" for key in ("planned_bytes", "peak_bytes")),
             ])
         )  # fmt: skip
     fitting = [r for r in results if r["fits"]]

@@ -19,6 +19,7 @@ from world.flops import Flops, count
 from world.leader import RankedWorld
 from world.loader import serving_device, serving_dtype
 from world.meadow.config import meadow_config
+from world.memory import plan
 from world.model import DiffusionWorld
 from world.nn.dit import CausalDiT
 from world.nn.vae import VideoVAE
@@ -137,6 +138,11 @@ class Instrument:
     def peak_bytes(self) -> int | None:
         """The most memory that was in use at once since `free`; None where torch does not count it."""
         return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
+
+    def planned_bytes(self, num_slots: int) -> int:
+        """What the memory plan says that so many players take, who all have the same prompt."""
+        planned = plan(self.cfg, self.dtype, None, self.dtype, num_slots, self.device, precision=self.precision)
+        return planned.total_bytes(num_slots) - planned.prompt_bytes
 
     def flops(self) -> Flops:
         """Of one player; every window is full."""

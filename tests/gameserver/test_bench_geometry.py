@@ -82,7 +82,8 @@ def test_waits_are_counted_while_somebody_comes_and_goes(monkeypatch: pytest.Mon
     step = Denoiser.step
 
     def reads(self: Denoiser, *args: torch.Tensor) -> torch.Tensor:
-        args[0].sum().item()
+        if not args[0].is_meta:  # as in the memory plan
+            args[0].sum().item()
         return step(self, *args)
 
     monkeypatch.setattr(Denoiser, "step", reads)
