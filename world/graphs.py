@@ -16,6 +16,10 @@ from torch import Tensor
 
 from world.crossing import Array, pack, send, unpack
 
+# From so many a row on, products of one row and of several are the same kernels: with 6,240 an H200 gave rows the same
+# bits in any company, with 112 other ones.
+MANY_TOKENS = 4096
+
 Replay = Callable[[], None]  # does it again, into the tensors that the capture returned
 Capture = Callable[[Callable[[], Any]], tuple[Replay, Any]]
 
@@ -32,13 +36,18 @@ class Graphs:
 
     `sizes` are the numbers of rows that work is done for; what has fewer rows is filled up with rows of the padding
     slot. Every number up to the most rows costs the least time a tick. One size alone gives every row the same shapes,
-    and so the same bits, whoever shares its forward. Without sizes work may have any shape.
+    and so the same bits, whoever shares its forward, also where libraries choose kernels by the number of rows. Without
+    sizes work may have any shape.
     """
 
     def __init__(self, device: torch.device, capture: Capture | None = None, sizes: Sequence[int] = ()):
         """Without a `capture` work is simply done."""
         self.device, self.capture, self.sizes = device, capture, tuple(sorted(sizes))
         self.captured: dict[Hashable, _Captured] = {}
+
+    @property
+    def one_size(self) -> bool:
+        return len(self.sizes) == 1
 
     def size(self, num_rows: int) -> int:
         """The number of rows that so many are filled up to."""
@@ -62,11 +71,12 @@ class Graphs:
         return graph.made
 
 
-def graphs_for(device: torch.device, max_rows: int) -> Graphs:
-    """As a world on this device is served, of up to so many rows in a forward."""
-    if device.type == "cuda":
-        return Graphs(device, cuda_capture(device), range(1, max_rows + 1))
-    return Graphs(device)
+def graphs_for(device: torch.device, max_rows: int, row_tokens: int) -> Graphs:
+    """As a world on this device is served, of up to so many rows of so many tokens in a forward."""
+    if device.type != "cuda":
+        return Graphs(device)
+    sizes = range(1, max_rows + 1) if row_tokens >= MANY_TOKENS else (max_rows,)
+    return Graphs(device, cuda_capture(device), sizes)
 
 
 def cuda_capture(device: torch.device) -> Capture:

@@ -84,7 +84,8 @@ class DiffusionWorld:
         self.slab = Slab(cfg, num_slots, self.device, dit.dtype, vae.dtype, ranks)
         self.denoiser = Denoiser(cfg, dit, self.slab)
         most = min(num_slots, cfg.max_rows)
-        self.graphs = graphs_for(self.device, most) if ranks.size == 1 else Graphs(self.device)
+        tokens = cfg.geometry.chunk_tokens
+        self.graphs = graphs_for(self.device, most, tokens) if ranks.size == 1 else Graphs(self.device)
         self._num_slots = num_slots
         self._streams: dict[int, _Stream] = {}
         self._text_lock = threading.Lock()
@@ -205,8 +206,8 @@ class DiffusionWorld:
     @torch.inference_mode()
     def step(self, rows: Sequence[Row]) -> list[Picture]:
         starting = [row for row in rows if row.step_index == 0]
-        if starting:
-            self._begin(starting)
+        for together in [[row] for row in starting] if self.graphs.one_size else [starting]:
+            self._begin(together)
         denoising = [row for row in rows if row.step_index < self.num_steps]
         commits = [row for row in rows if row.step_index == self.num_steps]
         self._denoise([*denoising, *commits], len(denoising))
@@ -238,6 +239,8 @@ class DiffusionWorld:
         return noise(self._streams[row.slot].seed, row.chunk_index, step_index, tuple(self.slab.x.shape[1:]))
 
     def _begin(self, rows: Sequence[Row]) -> None:
+        if not rows:
+            return
         for row in rows:
             if row.prompt is not None:
                 self.denoiser.set_text(row.slot, row.prompt.encoded)

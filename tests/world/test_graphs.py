@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.world.tiny_world import Life, Player, random_world, same_bits, tick, tiny_config
+from tests.world.tiny_world import Life, Player, alone, random_world, same_bits, tick, tiny_config
 from world.chunk import Scene
-from world.graphs import Graphs, graphs_for
+from world.denoiser import Denoiser
+from world.graphs import MANY_TOKENS, Graphs, cuda_capture, graphs_for
 from world.model import DiffusionWorld
 
 CPU = torch.device("cpu")
@@ -112,6 +113,22 @@ def test_a_capture_while_people_play_is_not_a_step_of_theirs():
     compare(build("warp", Graphs(CPU, Tape(), (1, 2, 3))), build("warp", None))
 
 
+def test_with_one_size_every_chunk_begins_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what its camera makes has the same shapes too."""
+    begun = []
+    begin = Denoiser.begin
+    monkeypatch.setattr(
+        Denoiser, "begin", lambda self, slots, *rest: (begun.append(len(slots)), begin(self, slots, *rest))
+    )
+    for sizes in ((SLOTS,), range(1, SLOTS + 1)):
+        world = build("warp", Graphs(CPU, Tape(), sizes))
+        lives = [Life(player, 1, 1) for player in range(SLOTS)]
+        for slot, life in enumerate(lives, 1):
+            world.open(slot, life.start(world))
+        tick(world, [Player(life, slot) for slot, life in enumerate(lives, 1)])
+    assert begun == [1, 1, 1, 3]
+
+
 def test_padding_rows_write_to_the_dummy_slot_alone():
     world = build("warp", Graphs(CPU, Tape(), (3,)))
     life = Life(0, 1, 2)
@@ -144,7 +161,7 @@ def test_each_name_and_shape_is_work_of_its_own():
 
 
 def test_on_a_cpu_work_is_simply_done():
-    graphs = graphs_for(CPU, 8)
+    graphs = graphs_for(CPU, 8, 112)
     assert graphs.capture is None and graphs.size(3) == 3
     assert graphs.run("x", lambda t: t + 1, [np.ones(2)], [np.zeros(2)]).tolist() == [2, 2] and not graphs.captured
 
@@ -153,12 +170,35 @@ def test_on_a_cpu_work_is_simply_done():
 @pytest.mark.parametrize("kind", KINDS)
 def test_on_a_gpu_replayed_bits_are_the_eager_ones(kind):
     device = torch.device("cuda")
-    replayed, eager = build(kind, None, device), build(kind, Graphs(device, sizes=range(1, SLOTS + 1)), device)
-    assert replayed.graphs.capture is not None
+    sizes = range(1, SLOTS + 1)
+    replayed = build(kind, Graphs(device, cuda_capture(device), sizes), device)
+    eager = build(kind, Graphs(device, sizes=sizes), device)
     replayed.prewarm(quiet)
     captured = len(replayed.graphs.captured)
     compare(replayed, eager)
     assert len(replayed.graphs.captured) == captured == 4 * SLOTS
+
+
+@on_a_gpu
+def test_on_a_gpu_few_tokens_have_one_size_and_many_have_all() -> None:
+    few, many = (graphs_for(torch.device("cuda"), 8, tokens) for tokens in (112, MANY_TOKENS))
+    assert few.one_size and few.sizes == (8,) and many.sizes == tuple(range(1, 9))
+
+
+@on_a_gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_a_gpu_a_row_has_the_bits_it_has_alone(kind):
+    """As small worlds are served there."""
+    world, other = build(kind, None, torch.device("cuda")), build(kind, None, torch.device("cuda"))
+    lives = [Life(player, world.geometry.chunk_frames, CHUNKS) for player in range(SLOTS)]
+    for slot, life in enumerate(lives, 1):
+        world.open(slot, life.start(world))
+    players = [Player(life, slot) for slot, life in enumerate(lives, 1)]
+    while not all(player.is_over for player in players):
+        tick(world, [player for player in players if not player.is_over])
+    for player, life in zip(players, lives, strict=True):
+        made = list(alone(other, life, 1))
+        assert all(same_bits(a, b) for a, b in zip(player.made, made, strict=True))
 
 
 @on_a_gpu
