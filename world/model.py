@@ -206,8 +206,11 @@ class DiffusionWorld:
     @torch.inference_mode()
     def step(self, rows: Sequence[Row]) -> list[Picture]:
         starting = [row for row in rows if row.step_index == 0]
-        for together in [[row] for row in starting] if self.graphs.one_size else [starting]:
-            self._begin(together)
+        if self.graphs.one_size:
+            for row in starting:
+                self._begin([row])
+        elif starting:
+            self._begin(starting)
         denoising = [row for row in rows if row.step_index < self.num_steps]
         commits = [row for row in rows if row.step_index == self.num_steps]
         self._denoise([*denoising, *commits], len(denoising))
@@ -239,8 +242,6 @@ class DiffusionWorld:
         return noise(self._streams[row.slot].seed, row.chunk_index, step_index, tuple(self.slab.x.shape[1:]))
 
     def _begin(self, rows: Sequence[Row]) -> None:
-        if not rows:
-            return
         for row in rows:
             if row.prompt is not None:
                 self.denoiser.set_text(row.slot, row.prompt.encoded)
