@@ -37,7 +37,7 @@ class Diary:
         if self._recorder is not None or self.saves is not None:
             self._world, self._identity = world, world.identify(report)
         if self.saves is not None and self._identity is not None:
-            self.saves.open(maker(world.name, self._identity))
+            self.saves.open(maker(world.name, self._identity), world.state_bytes)
 
     def begin(self, join: Join) -> None:
         if self._recorder is None or self._world is None or self._identity is None:
@@ -76,7 +76,7 @@ class Diary:
 
     def end(self, session_id: str, why: str) -> None:
         saves = self.saves
-        forget = None if saves is None else lambda _: saves.forget(session_id)
+        forget = None if saves is None else lambda _: saves.end(session_id)
         self._keep(session_id, partial(Mark, kind="end", text=why), then=forget)
 
     def tell(self, notes: Sequence[Note], now_s: float) -> None:

@@ -224,18 +224,20 @@ class Engine:
         notes: list[Note] = []
         if self._saves is None:
             return notes
-        for session in game.roster:
-            if session.in_chunk or session.past:
-                continue
+        between_chunks = [session for session in game.roster if not (session.in_chunk or session.past)]
+        for session in between_chunks:
             letter = self._to_save.pop(session.id, None)
+            if letter is None:
+                continue
             try:
-                if letter is not None:
-                    self._saves.check_room(session.id)
-                    self._diary.save(letter, game.save(session.id, letter.save_id))
-                elif self._recorder is not None and self._saves.is_due(session.id, session.chunk_index, now_s):
-                    self._saves.keep(session.id, game.save(session.id), now_s)
+                self._saves.check_room(session.id)
+                self._diary.save(letter, game.save(session.id, letter.save_id))
             except SaveRefused as refused:
                 notes.append(Refused(session.id, refused.code, refused.message))
+        if self._recorder is not None:
+            at = {session.id: session.chunk_index for session in between_chunks}
+            if (session_id := self._saves.next_moment(at, now_s)) is not None:
+                self._saves.keep(session_id, game.save(session_id), now_s)
         return notes
 
     def _apply(self, game: Game, letter: Letter) -> Note | None:

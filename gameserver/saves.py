@@ -1,7 +1,7 @@
 """Saved sessions on disk: those that players keep, and of every session under way the newest moment, for after a crash.
 
 One thread writes; files appear whole or not at all. How many there may be, and how large they may grow, is bounded a
-session and in all; those that are too old go.
+session and in all; those that are too old go. What has no room is not copied out of the world in the first place.
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ import contextlib
 import json
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gameserver.journal import APP, data_directory
+from gameserver.ledger import SUFFIX as TICKET
 from gameserver.ledger import Ledger, Ticket
 from gameserver.notes import Note, Refused, Saved
 from sessions.moment import Save, pack, unpack
-from world.snapshot import SUFFIX, Snapshot, SnapshotError, check_maker, read, write
+from world.snapshot import DRAFT, SUFFIX, Snapshot, SnapshotError, check_maker, read, write
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +36,21 @@ class Shelf:
 
     directory: Path
     max_saves: int = 1000
-    max_bytes: int = 4 * 1000**3
+    max_bytes: int = 4 * 1000**3  # saves and moments together; one draft beside them while it is written
     session_saves: int = 8
-    session_bytes: int = 2 * 1000**3
     max_age_s: float = 90 * 86400.0
     every_s: float = 20.0  # between two moments kept of a session under way
     recover_s: float = 120.0  # a lost session waits so long for its player, once the server is back
+
+    @property
+    def session_bytes(self) -> int:
+        """The saves of one session; its first one may take all there is."""
+        return self.max_bytes // 2
+
+    @property
+    def moment_bytes(self) -> int:
+        """The moments of all sessions, on the disk or on their way. The other half is left to saves."""
+        return self.max_bytes // 2
 
 
 def default_directory() -> Path:
@@ -90,11 +102,11 @@ class SaveCounts:
     failed: int = 0
     removed: int = 0  # too old
     moments: int = 0  # kept of sessions under way
-    moments_skipped: int = 0  # because the one before was not on the disk yet, or could not be
+    moments_skipped: int = 0  # for want of room: recovery then begins further back, and takes longer
 
 
 class Saves:
-    """`put`, `keep` and `forget` never block; `open` comes before them."""
+    """`open` comes before `put` and `keep`; neither they, `next_moment`, `forget` nor `end` ever block."""
 
     def __init__(self, shelf: Shelf, deliver: Callable[[Sequence[Note]], None]) -> None:
         """OSError if there can be no such directory."""
@@ -105,14 +117,19 @@ class Saves:
         self._maker: Mapping[str, str] = {}
         self._pool = ThreadPoolExecutor(1, "save")
         self._asked = self._answered = 0  # puts; each counted on a thread of its own
-        self._keeping: dict[str, Future[None]] = {}  # by session, the moment on its way
+        self._keeping: Future[None] | None = None  # the moment on its way: never more than one copy of a session
         self._kept: dict[str, tuple[int, float]] = {}  # by session, the chunk and time of the newest moment
-        self._sizes = {path.stem: path.stat().st_size for path in shelf.directory.glob(f"*{SUFFIX}")}
-        self._largest = 0  # of the saves of this server
+        self._forgotten: set[str] = set()  # sessions that play on, and could not be brought back
+        self._sizes = _sizes(shelf.directory)
+        self._moments = _sizes(self.ledger.directory)  # by session, on the disk or on their way
+        self._free_bytes: int | None = None  # on the disk, when it was last looked at
+        self._largest = self._state_bytes = 0
+        self._pool.submit(self._tidy)
 
-    def open(self, maker: Mapping[str, str]) -> None:
-        """What saves of this server's world are made with."""
+    def open(self, maker: Mapping[str, str], state_bytes: int) -> None:
+        """What saves of this server's world are made with, and what the state of a session takes."""
         self._maker = maker
+        self._largest = self._state_bytes = state_bytes
 
     def check_room(self, session_id: str, more_bytes: int | None = None) -> None:
         """SaveRefused if a save, of about that size, has no room. Costs nothing."""
@@ -122,9 +139,11 @@ class Saves:
             raise SaveRefused("too_many_saves", f"a session has at most {shelf.session_saves} saves")
         if len(self._sizes) >= shelf.max_saves:
             raise SaveRefused("too_many_saves", f"this server holds at most {shelf.max_saves} saves")
-        if sum(own) + size > shelf.session_bytes or sum(self._sizes.values()) + size > shelf.max_bytes:
+        waiting = self._asked - self._answered if more_bytes is None else 0
+        all_bytes = self._held_bytes() + (waiting + 1) * size
+        if all_bytes > shelf.max_bytes or (own and sum(own) + size > shelf.session_bytes):
             raise SaveRefused("saves_full", "there is no room for a save of this size")
-        if more_bytes is None and self._asked - self._answered >= MAX_WAITING:
+        if waiting >= MAX_WAITING:
             raise SaveRefused("save_failed", "the disk is behind with the saves before this one")
 
     def put(self, session_id: str, save_id: str, save: Save, place: Place, extent: Extent | None) -> None:
@@ -143,19 +162,29 @@ class Saves:
             raise SaveRefused("bad_save", f"the save cannot be used: {fault}") from None
         return Kept(save, place, parts.get("recording"))
 
-    def is_due(self, session_id: str, chunk_index: int, now_s: float) -> bool:
-        """Whether it is time to keep another moment of a session under way."""
-        at_chunk, at_s = self._kept.setdefault(session_id, (0, now_s))
-        return chunk_index != at_chunk and now_s - at_s >= self.shelf.every_s
+    def next_moment(self, at: Mapping[str, int], now_s: float) -> str | None:
+        """Of sessions between two chunks, by the chunk that is next: the one that has waited longest for a moment of it
+        to be kept. None while nobody's is due, one is on its way, or there is no room, which counts as skipped."""
+        due: list[tuple[float, str]] = []
+        for session_id, chunk_index in at.items():
+            at_chunk, at_s = self._kept.setdefault(session_id, (0, now_s))
+            if session_id not in self._forgotten and chunk_index != at_chunk and now_s - at_s >= self.shelf.every_s:
+                due.append((at_s, session_id))
+        if not due or (self._keeping is not None and not self._keeping.done()):
+            return None
+        _, session_id = min(due)
+        if self._moment_fits(session_id):
+            return session_id
+        self._kept[session_id] = at[session_id], now_s
+        self.counts.moments_skipped += 1
+        self._keeping = self._pool.submit(self._look)
+        return None
 
     def keep(self, session_id: str, save: Save, now_s: float) -> None:
-        """The newest moment of a session under way, in place of the one before."""
+        """The newest moment of a session under way, in place of the one before, as `next_moment` chose it."""
         self._kept[session_id] = save.moment.chunk_index, now_s
-        before = self._keeping.get(session_id)
-        if before is not None and not before.done():
-            self.counts.moments_skipped += 1
-            return
-        self._keeping[session_id] = self._pool.submit(self._keep, session_id, save)
+        self._moments[session_id] = max(save.state.num_bytes, self._moments.get(session_id, 0))
+        self._keeping = self._pool.submit(self._keep, session_id, save)
 
     def newest(self, session_id: str) -> Save | None:
         """The newest moment kept of a session, if there is a good one."""
@@ -169,17 +198,38 @@ class Saves:
         return self._pool.submit(self._enter, ticket)
 
     def forget(self, session_id: str) -> None:
-        """It is over, or cannot be brought back: nothing but what its player saved stays."""
+        """It cannot be brought back, though it may play on: nothing but what its player saved stays, or is kept."""
+        self._forgotten.add(session_id)
+        self._remove(session_id)
+
+    def end(self, session_id: str) -> None:
+        """It is over: nothing but what its player saved stays."""
+        self._remove(session_id)
         self._kept.pop(session_id, None)
-        self._keeping.pop(session_id, None)
-        with contextlib.suppress(RuntimeError):  # after the close nothing is removed: it is found ended, then
-            self._pool.submit(self._forget, session_id)
+        self._forgotten.discard(session_id)
 
     def close(self, timeout_s: float) -> bool:
         """Whether the disk had taken everything in time."""
         last = self._pool.submit(lambda: None)
         self._pool.shutdown(wait=False)
         return bool(wait([last], timeout_s).done)
+
+    def _held_bytes(self) -> int:
+        return sum([*self._sizes.values(), *self._moments.values()])
+
+    def _moment_fits(self, session_id: str) -> bool:
+        """In place of the one before, of which the bounds do not count the draft; the disk has to hold both."""
+        if self._free_bytes is not None and self._state_bytes > self._free_bytes:
+            return False
+        before = self._moments.get(session_id, 0)
+        moments = sum([*self._moments.values()]) - before + self._state_bytes
+        waiting = (self._asked - self._answered) * self._largest
+        all_bytes = self._held_bytes() - before + self._state_bytes + waiting
+        return moments <= self.shelf.moment_bytes and all_bytes <= self.shelf.max_bytes
+
+    def _remove(self, session_id: str) -> None:
+        with contextlib.suppress(RuntimeError):  # after the close nothing is removed: it is found ended, then
+            self._pool.submit(self._forget, session_id)
 
     def _path(self, save_id: str) -> Path:
         return self.shelf.directory / f"{save_id}{SUFFIX}"
@@ -222,12 +272,24 @@ class Saves:
         self._deliver([note])
 
     def _keep(self, session_id: str, save: Save) -> None:
+        if session_id in self._forgotten:
+            self._moments.pop(session_id, None)
+            return
+        path = self._moment_path(session_id)
         try:
-            write(self._moment_path(session_id), Snapshot(save.state, self._maker, {"moment": pack(save.moment)}))
+            self._moments[session_id] = write(path, Snapshot(save.state, self._maker, {"moment": pack(save.moment)}))
             self.counts.moments += 1
         except OSError as fault:  # the one before is still there
+            if not path.exists():
+                self._moments.pop(session_id, None)
             self.counts.moments_skipped += 1
             self._failed(fault)
+        self._look()
+
+    def _look(self) -> None:
+        """How much room the disk has."""
+        with contextlib.suppress(OSError):
+            self._free_bytes = shutil.disk_usage(self.ledger.directory).free
 
     def _enter(self, ticket: Ticket) -> None:
         try:
@@ -237,8 +299,26 @@ class Saves:
 
     def _forget(self, session_id: str) -> None:
         self.ledger.remove(session_id)
+        path = self._moment_path(session_id)
+        for each in (path, path.with_suffix(DRAFT)):
+            with contextlib.suppress(OSError):
+                each.unlink(missing_ok=True)
+        self._moments.pop(session_id, None)
+
+    def _tidy(self) -> None:
+        """Before anybody plays: what servers that were killed left of sessions that nobody can come back to."""
+        directory = self.ledger.directory
         with contextlib.suppress(OSError):
-            self._moment_path(session_id).unlink()
+            with tempfile.TemporaryFile(dir=directory) as probe:  # by the clock of the file system
+                now_s = os.fstat(probe.fileno()).st_mtime
+            for path in directory.iterdir():
+                orphan = path.suffix == SUFFIX and not path.with_suffix(TICKET).exists()
+                with contextlib.suppress(OSError):
+                    if (orphan or path.suffix == DRAFT) and now_s - path.stat().st_mtime > DRAFT_S:
+                        path.unlink()
+                        if orphan:
+                            self._moments.pop(path.stem, None)
+        self._look()
 
     def _sweep(self, now_s: float) -> None:
         """What is too old goes. `now_s` is by the clock of the file system."""
@@ -249,10 +329,15 @@ class Saves:
                     path.unlink()
                     self._sizes.pop(path.stem, None)
                     self.counts.removed += 1
-                elif path.suffix == ".tmp" and age_s > DRAFT_S:
+                elif path.suffix == DRAFT and age_s > DRAFT_S:
                     path.unlink()
 
     def _failed(self, fault: OSError) -> None:
         if not self.counts.failed:
             log.error("saves fail in %s: %s", self.shelf.directory, fault.strerror or os.strerror(fault.errno or 0))
         self.counts.failed += 1
+
+
+def _sizes(directory: Path) -> dict[str, int]:
+    """Of the snapshots in a directory, by name."""
+    return {path.stem: path.stat().st_size for path in directory.glob(f"*{SUFFIX}")}

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     places = "where players' saves are, and what brings sessions back after a crash (default: a folder of the user's)"
     parser.add_argument("--save-dir", type=Path, metavar="DIR", help=places)
     parser.add_argument("--no-save", action="store_true", help="keep no saves, and nothing for after a crash")
-    room = "saves that are kept, in GB; over it none is taken (default: %(default)s)"
+    room = "saves that are kept, automatic ones with them, in GB; over it none is taken (default: %(default)s)"
     parser.add_argument("--save-gb", type=positive, default=4.0, metavar="GB", help=room)
     parser.add_argument(
         "--save-days", type=positive, default=90.0, metavar="DAYS", help="that a save is kept (default: %(default)s)"
@@ -94,6 +94,16 @@ def shelf(args: argparse.Namespace) -> Shelf | None:
         return None
     max_bytes, max_age_s = int(args.save_gb * 1e9), args.save_days * 86400
     return Shelf(directory, max_bytes=max_bytes, max_age_s=max_age_s, every_s=args.save_every)
+
+
+def too_small(shelf: Shelf, world: World) -> str | None:
+    """What --save-gb has no room for in this world, as a sentence."""
+    each, first = world.state_bytes / 1e9, f"--save-gb {shelf.max_bytes / 1e9:g} is too small"
+    if world.state_bytes > shelf.max_bytes:
+        return f"{first} for a save of this world, which takes {each:.3g} GB: nobody can save, go back or fork."
+    if world.state_bytes > shelf.moment_bytes:
+        return f"{first} for automatic saves of {each:.3g} GB: after a crash sessions are made again from their start."
+    return None
 
 
 def _directory(
@@ -205,6 +215,8 @@ async def _serve(settings: Settings, load: LoadWorld) -> tuple[bool, int]:
         elif not stop.is_set():
             if (real_time := app.door.engine.real_time) is not None:
                 print(real_time.sentence, file=sys.stderr, flush=True)
+            if settings.saves is not None and (sentence := too_small(settings.saves, app.door.world)) is not None:
+                print(sentence, file=sys.stderr, flush=True)
             print(f"Open {app.url} in a browser to play. Ctrl-C ends it.", flush=True)
             ended = asyncio.create_task(app.door.ended.wait())
             await asyncio.wait({stopping, ended}, return_when=asyncio.FIRST_COMPLETED)

@@ -179,7 +179,7 @@ def _measure(door: Door) -> list[Metric]:
             counter("saves_failed_total", "Saves that the disk did not take.", saved.failed),
             counter("saves_removed_total", "Saves removed for their age.", saved.removed),
             counter("moments_kept_total", "Automatic saves of sessions under way.", saved.moments),
-            counter("moments_skipped_total", "Automatic saves that the disk had no time for.", saved.moments_skipped),
+            counter("moments_skipped_total", "Automatic saves that there was no room for.", saved.moments_skipped),
         ]
     if door.recovery is not None:
         back = door.recovery.counts

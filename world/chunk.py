@@ -198,6 +198,10 @@ class World(Protocol):
     @property
     def max_rows(self) -> int: ...
     @property
+    def state_bytes(self) -> int:
+        """Of the tensors of a state that `export` copies, but for the picture its stream began from."""
+
+    @property
     def scenes(self) -> Sequence[Scene]: ...
     @property
     def draw_start(self) -> DrawStart | None:

@@ -69,6 +69,10 @@ class RankedWorld:
         return self.part.max_rows
 
     @property
+    def state_bytes(self) -> int:
+        return self.part.state_bytes
+
+    @property
     def scenes(self) -> Sequence[Scene]:
         return self.part.scenes
 

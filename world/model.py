@@ -107,6 +107,10 @@ class DiffusionWorld:
         return self._num_slots
 
     @property
+    def state_bytes(self) -> int:
+        return self.slab.state_bytes()
+
+    @property
     def num_steps(self) -> int:
         return self.cfg.schedule.num_steps
 

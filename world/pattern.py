@@ -117,6 +117,10 @@ class PatternWorld:
         self._on_step = on_step
         self._streams: dict[int, _Stream] = {}
 
+    @property
+    def state_bytes(self) -> int:
+        return DIGEST_BYTES + (self.geometry.chunk_frames + 1) * 4 * 4 * 4
+
     def identify(self, report: Report) -> Identity:
         return Identity("none", "none", f"{self.geometry}, {self.num_steps} steps", {})
 

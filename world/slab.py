@@ -132,6 +132,10 @@ class Slab:
         """Memory one player takes; of several ranks, of the first, which decodes slot 1."""
         return sum(row.nbytes for _, row in self.rows(1))
 
+    def state_bytes(self) -> int:
+        """What all ranks together keep of one player."""
+        return sum(row.nbytes * (self.ranks.size if name.startswith(APART) else 1) for name, row in self.rows(1))
+
     def clean(self, slot: int) -> None:
         for _, row in self.rows(slot):
             row.zero_()

@@ -22,6 +22,7 @@ from world.chunk import Identity, SlotState, Stored
 
 FORMAT = "1"
 SUFFIX = ".safetensors"
+DRAFT = ".tmp"  # of a file that is being written
 DIGEST_BYTES = 32
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "F16": 2, "BF16": 2, "U8": 1}
@@ -65,7 +66,7 @@ def write(path: Path, snapshot: Snapshot) -> int:
 
 def replace_file(path: Path, pieces: Iterable[memoryview]) -> int:
     """A file that holds these, on the disk, or with an OSError what was there before; how many bytes it took."""
-    draft, size = path.with_suffix(".tmp"), 0
+    draft, size = path.with_suffix(DRAFT), 0
     try:
         with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
             for piece in pieces:

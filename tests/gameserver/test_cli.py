@@ -48,6 +48,12 @@ def test_serves_until_a_signal_and_ends_well(number: signal.Signals) -> None:
         assert "Traceback" not in errors and "Going down" in errors
 
 
+def test_a_save_that_does_not_fit_is_told_at_the_start(tmp_path: Path) -> None:
+    with served("--save-dir", str(tmp_path), "--save-gb", "1e-7") as (process, _):
+        process.send_signal(signal.SIGTERM)
+        assert "--save-gb 1e-07 is too small for a save of this world" in process.communicate(timeout=20)[1]
+
+
 def test_a_port_in_use_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -4,8 +4,11 @@ damaged; and a session whose server was killed goes on where its last recorded c
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,17 +17,20 @@ import numpy as np
 import pytest
 from conftest import Player, RunningServer, get, open_socket, playing, read_frames
 
+from gameserver import cli, serve
 from gameserver.app import App
 from gameserver.backpressure import Limits
 from gameserver.bot import BotError, connect
 from gameserver.door import Settings
 from gameserver.journal import Keep
 from gameserver.ledger import Ledger, hash_token
-from gameserver.saves import Shelf
+from gameserver.saves import SaveRefused, Saves, Shelf
+from sessions.moment import Moment, Save
 from sessions.recording import Recording, read
+from sessions.trajectory import new_trajectory
 from sessions.verify import Finding, verify
 from tests.world.tiny_world import random_world, tiny_config
-from world.chunk import Scene, World
+from world.chunk import Scene, SlotState, Stored, World
 from world.model import DiffusionWorld
 from world.pattern import PatternWorld
 
@@ -210,7 +216,6 @@ def test_saves_are_limited_and_say_so(running_server: RunningServer, kept: dict[
     asyncio.run(refused(None, "no_saves"))
     asyncio.run(refused(replace(shelf, session_saves=2), "too_many_saves", before=2))
     asyncio.run(refused(replace(shelf, max_saves=3), "too_many_saves", before=1))  # two are there from before
-    asyncio.run(refused(replace(shelf, session_bytes=100), "saves_full"))
     asyncio.run(refused(replace(shelf, max_bytes=100), "saves_full"))
     assert len(list(shelf.directory.glob("*.safetensors"))) == 3
 
@@ -227,6 +232,38 @@ def test_a_disk_that_takes_no_save_is_told(
             await player.hear_frames(8)
 
     asyncio.run(scene())
+
+
+def test_a_session_has_one_save_of_any_size_and_more_up_to_half_of_all_there_is(tmp_path: Path) -> None:
+    with saves_in(tmp_path, max_bytes=1000, state_bytes=900) as saves:
+        saves.check_room("a")
+        saves._sizes["a-1"] = 300
+        with pytest.raises(SaveRefused, match="no room"):
+            saves.check_room("a", 201)
+        saves.check_room("a", 200)
+        saves.check_room("b", 700)
+    with saves_in(tmp_path, max_bytes=1000, state_bytes=1001) as saves, pytest.raises(SaveRefused, match="no room"):
+        saves.check_room("a")  # before anything is copied
+
+
+def test_what_save_gb_has_no_room_for_is_a_sentence(tmp_path: Path) -> None:
+    class Large(PatternWorld):
+        state_bytes = 8_300_000_000
+
+    def told(save_gb: float) -> str | None:
+        options = ["serve", "--save-dir", str(tmp_path), "--save-gb", str(save_gb)]
+        shelf = serve.shelf(cli.parser().parse_args(options))
+        assert shelf is not None
+        return serve.too_small(shelf, Large())
+
+    assert told(4) == (
+        "--save-gb 4 is too small for a save of this world, which takes 8.3 GB: nobody can save, go back or fork."
+    )
+    assert told(8.3) == (
+        "--save-gb 8.3 is too small for automatic saves of 8.3 GB: after a crash sessions are made again from their "
+        "start."
+    )
+    assert told(16.6) is None
 
 
 UNKNOWN = "00000000-" + 32 * "0"
@@ -263,6 +300,132 @@ def test_an_id_is_no_path(running_server: RunningServer, kept: dict[str, Any], f
             assert (await player.hear_until("error"))["code"] == "bad_message"
 
     asyncio.run(scene())
+
+
+# Moments of sessions under way.
+
+
+@contextmanager
+def saves_in(directory: Path, state_bytes: int = 100, **shelf: Any) -> Iterator[Saves]:
+    saves = Saves(Shelf(directory, **{"every_s": 10.0, **shelf}), lambda notes: None)
+    saves.open({}, state_bytes)
+    yield saves
+    assert saves.close(10.0)
+
+
+def moment(chunk_index: int) -> Save:
+    """Of 100 bytes."""
+    where = Moment(chunk_index, "axes", new_trajectory("axes", PatternWorld().geometry).heading, "", None, b"", ())
+    return Save(where, SlotState({"x": Stored("U8", (100,), np.zeros(100, np.uint8))}, {}))
+
+
+def until_idle(saves: Saves) -> None:
+    saves._pool.submit(lambda: None).result(10.0)
+
+
+def test_one_moment_is_on_its_way_and_the_longest_waiting_session_is_next(tmp_path: Path) -> None:
+    with saves_in(tmp_path, max_bytes=10**6) as saves:
+        until_idle(saves)
+        gate = threading.Event()
+        saves._pool.submit(gate.wait, 10.0)
+        assert saves.next_moment({"a": 0}, 0.0) is saves.next_moment({"b": 0, "a": 1}, 1.0) is None
+        assert saves.next_moment({"a": 3, "b": 2}, 10.0) == "a"
+        saves.keep("a", moment(3), 10.0)
+        assert saves.next_moment({"a": 9, "b": 9}, 30.0) is None, "nothing else is copied meanwhile"
+        gate.set()
+        until_idle(saves)
+        assert saves.next_moment({"a": 9, "b": 9}, 30.0) == "b" and saves.next_moment({"a": 9}, 30.0) == "a"
+        assert (saves.counts.moments, saves.counts.moments_skipped) == (1, 0)
+
+
+def test_moments_take_half_of_the_room_and_what_saves_leave_of_it(tmp_path: Path) -> None:
+    room = 4000  # a file has a header
+    with saves_in(tmp_path, max_bytes=2 * room, state_bytes=room - 1000) as saves:
+        saves.next_moment({"a": 0, "b": 0}, 0.0)
+        assert saves.next_moment({"a": 1}, 10.0) == "a"
+        saves.keep("a", moment(1), 10.0)
+        until_idle(saves)
+        assert (tmp_path / "live" / "a.safetensors").stat().st_size == saves._moments["a"] < 1000
+        saves._moments["a"] = 1001
+        assert saves.next_moment({"b": 1}, 10.0) is None and saves.counts.moments_skipped == 1
+        assert saves.next_moment({"b": 1}, 19.0) is None and saves.counts.moments_skipped == 1, "not due again"
+        until_idle(saves)
+        assert saves.next_moment({"a": 2}, 20.0) == "a", "in place of its own there is room"
+        saves._sizes["c-1"] = 2 * room - 2000
+        assert saves.next_moment({"a": 2}, 20.0) is None and saves.counts.moments_skipped == 2
+    with saves_in(tmp_path, max_bytes=2 * room, state_bytes=room - 1000) as saves:  # it knows what is there
+        assert set(saves._moments) == {"a"} and saves._moments["a"] < 1000
+
+
+def test_a_full_disk_is_asked_before_a_moment_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=99))
+    with saves_in(tmp_path) as saves:
+        until_idle(saves)
+        assert saves.next_moment({"a": 0}, 0.0) is saves.next_moment({"a": 1}, 10.0) is None
+        assert saves.counts.moments_skipped == 1
+        until_idle(saves)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
+        assert saves.next_moment({"a": 2}, 20.0) is None, "it was full when it was last asked"
+        until_idle(saves)
+        assert saves.next_moment({"a": 3}, 30.0) == "a"
+
+
+def test_a_session_too_large_for_moments_is_never_copied_and_comes_back_all_the_same(
+    running_server: RunningServer, kept: dict[str, Any], after_the_crash: Any
+) -> None:
+    kept["saves"] = replace(kept["saves"], every_s=0.0)
+
+    class Large(PatternWorld):
+        state_bytes = 10**12
+
+        def export(self, slot: int) -> SlotState:
+            raise AssertionError("a copy that has no place")
+
+    async def scene() -> None:
+        async with running_server(Large(), **kept) as app, playing(app, seed=9) as player:
+            await player.hear_frames(20)
+            assert app.door.saves is not None and app.door.saves.counts.moments_skipped > 0
+            there, token, seen = after_the_crash(), player.welcome["token"], player.frames[-1]["chunk"]
+        async with running_server(Large(), **there) as app, playing(app, token=token) as back:
+            assert back.welcome["resumed"] and back.welcome["chunk"] > seen
+            await back.hear_frames(4)
+
+    asyncio.run(scene())
+
+
+def test_what_dead_servers_left_goes_when_it_is_old(tmp_path: Path) -> None:
+    live = tmp_path / "live"
+    live.mkdir()
+    names = ("lost.json", "lost.safetensors", "lost.tmp", "nobody.safetensors", "nobody.tmp", "new.safetensors")
+    for name in (*names, "new.tmp"):
+        (live / name).touch()
+        if not name.startswith("new"):
+            os.utime(live / name, (0, 0))
+    with saves_in(tmp_path) as saves:
+        until_idle(saves)
+        left = {path.name for path in live.iterdir()}
+        assert left == {"lost.json", "lost.safetensors", "new.safetensors", "new.tmp"}
+        assert set(saves._moments) == {"lost", "new"}
+        for session_id in ("lost", "new"):
+            saves.end(session_id)
+        until_idle(saves)
+        assert not list(live.iterdir()) and not saves._moments
+
+
+def test_of_a_session_without_a_recording_no_moment_is_kept(tmp_path: Path) -> None:
+    with saves_in(tmp_path) as saves:
+        assert saves.next_moment({"a": 0, "b": 0}, 0.0) is None
+        saves.forget("a")
+        assert saves.next_moment({"a": 1}, 10.0) is None and saves.counts.moments_skipped == 0
+        assert saves.next_moment({"b": 1}, 10.0) == "b"
+        saves.forget("b")
+        saves.keep("b", moment(1), 10.0)  # chosen before
+        until_idle(saves)
+        assert not list((tmp_path / "live").iterdir()) and not saves._moments
+        for session_id in ("a", "b"):
+            saves.end(session_id)
+        assert not saves._forgotten, "nor is it remembered for ever"
 
 
 # A server that was killed: in these tests its directories are copied while it plays, which is what a kill leaves.

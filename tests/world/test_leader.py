@@ -94,6 +94,7 @@ def test_a_state_that_one_rank_alone_finds_wrong_changes_nothing(world: RankedWo
     player = Player(Life(0, 1, CHUNKS), 1)
     world.open(1, player.life.start(world))
     whole = world.export(1)
+    assert world.state_bytes == sum(t.data.size for name, t in whole.tensors.items() if name.startswith("slab."))
     theirs = next(name for name in whole.tensors if name.endswith("@1"))
     cut = type(whole)({n: t for n, t in whole.tensors.items() if n != theirs}, whole.facts)
     wrong = type(whole)({**whole.tensors, theirs: whole.tensors["slab.x"]}, whole.facts)

@@ -85,6 +85,8 @@ def test_a_state_before_the_first_chunk_and_in_a_slot_that_was_closed() -> None:
     life = Life(0, 1, 3)
     world.open(1, life.start(world))
     state = world.export(1)
+    beside = sum(state.tensors[name].data.size for name in ("image", "intrinsics"))
+    assert world.state_bytes == state.num_bytes - beside, "what it takes is known before it is copied"
     first, second = Player(life, 1), Player(life, 2)
     finish(world, first)
     world.restore(2, state)
