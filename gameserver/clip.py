@@ -14,7 +14,6 @@ import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,7 +131,7 @@ class _Take:
 
 
 class _Studio:
-    """Clips under way, by the number of their job, and their files. What is left when it closes leaves no file."""
+    """Clips under way, by the number of their job, and their files. What is left when it closes leaves no trace."""
 
     def __init__(self, world: World, out: Path, tell: Tell) -> None:
         self.outcomes: dict[int, Outcome] = {}
@@ -159,12 +158,7 @@ class _Studio:
 
     def begin(self, number: int, name: str, clip: Clip) -> None:
         """WorldError if its file cannot be written, before anything is made for it."""
-        path = self._out / f"{name}.mp4"
-        try:
-            path.open("ab").close()
-        except OSError as fault:
-            raise WorldError(f"{path} cannot be written ({fault.strerror})") from None
-        self._takes[number] = _Take(name, clip, VideoFile(path, self._geometry))
+        self._takes[number] = _Take(name, clip, VideoFile(self._out / f"{name}.mp4", self._geometry))
         self._clips.begin(str(number), clip)
 
     def tick(self) -> None:
@@ -208,8 +202,6 @@ class _Studio:
         if str(number) in self._clips:
             self._clips.drop(str(number))
         take.video.discard()
-        with suppress(OSError):
-            take.video.path.unlink()
 
 
 def _single(given: dict[str, Any]) -> NamedJob:

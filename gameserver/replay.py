@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ from gameserver import overlay
 from gameserver.arguments import add_precision
 from gameserver.progress import report
 from gameserver.serve import add_spread_arguments, spread_of, world_loader
-from gameserver.video_file import VideoFile
+from gameserver.video_file import VideoFile, check_writable
 from sessions.recording import Recording, read
 from sessions.records import floats
 from sessions.replay import Replayed, most_at_once
@@ -36,6 +37,12 @@ class _Film:
     recording: Recording
     begin_frame: int  # of the stream, from which a video shows it
     end_frame: int | None  # the first one not shown
+
+    @property
+    def shows_nothing(self) -> bool:
+        """No frame that was recorded is to be shown."""
+        total = sum(len(floats(chunk.poses)) // 16 for chunk in self.recording.chunks)
+        return self.begin_frame >= (total if self.end_frame is None else min(total, self.end_frame))
 
     def chunks(self, geometry: Geometry) -> int:
         """How many have to be made for that."""
@@ -74,11 +81,14 @@ def run(args: argparse.Namespace) -> int:
     if args.overlay and args.video is None:
         print("gameserver: --overlay is drawn onto a --video", file=sys.stderr)
         return 2
-    if args.video is not None and not args.video.parent.is_dir():
-        raise WorldError(f"{args.video.parent} is not a directory to write a video in")
+    if args.video is not None:
+        check_writable(args.video)
     results: list[tuple[Path, Recording | None, Finding]] = []
     films = [_open(path, args, results) for path in args.files]
     shown = [film for film in films if film is not None]
+    if args.video is not None and any(film.shows_nothing for film in shown):
+        print("gameserver: the recording has no frame between --from and --to: there is no video", file=sys.stderr)
+        return 2
     if shown:
         world = _load(args, [film.recording for film in shown])
         identity = world.identify(report)
@@ -88,8 +98,8 @@ def run(args: argparse.Namespace) -> int:
     results.sort(key=lambda result: args.files.index(result[0]))
     code = _code([finding for _, _, finding in results], args.verify)
     if args.json:
-        told = [{"file": str(path), **_about(recording), **asdict(finding)} for path, recording, finding in results]
-        print(json.dumps({"recordings": told, "status": code}))
+        told = [{"file": str(path), **_about(recording), **_found(finding)} for path, recording, finding in results]
+        print(json.dumps({"recordings": told, "status": code}, allow_nan=False))
     else:
         for path, recording, finding in results:
             print(f"{path}: {_sentence(recording, finding, args.verify)}")
@@ -175,6 +185,11 @@ def _about(recording: Recording | None) -> dict[str, object]:
         "session": header.session, "run": header.run, "world": header.world, "scene": header.scene, "seed": header.seed,
         "chunks": len(recording.chunks), "ended": recording.ended, "state": verdict.state, "offset": verdict.offset,
     }  # fmt: skip
+
+
+def _found(finding: Finding) -> dict[str, object]:
+    """A drift that is no number is null, as JSON has no other word for it."""
+    return {**asdict(finding), "drift": finding.drift if math.isfinite(finding.drift) else None}
 
 
 def _sentence(recording: Recording | None, finding: Finding, compared: bool) -> str:

@@ -180,10 +180,13 @@ def test_a_disk_that_fills_fails_one_clip(make: Make, monkeypatch: pytest.Monkey
         add(video, frame, chunk, picture)
 
     monkeypatch.setattr(VideoFile, "add", full)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "b.mp4").write_bytes(b"of an earlier run")
     jobs = [{"name": name, "script": "w-20"} for name in "abc"]
     code, told = make("--slots", 2, jobs=jobs, world=lambda num_slots: PatternWorld(num_slots=num_slots))
     assert code == 1 and [outcome["error"] for outcome in told] == [None, "no room is left", None]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.mp4", "c.mp4"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.mp4", "b.mp4", "c.mp4"]
+    assert (tmp_path / "out" / "b.mp4").read_bytes() == b"of an earlier run"
     assert told[0]["digest"] == told[2]["digest"], "the same job, whoever was beside it"
 
 

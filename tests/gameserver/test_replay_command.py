@@ -272,6 +272,66 @@ def test_a_video_shows_what_the_player_saw(recorded: list[Path], replay: Replay,
     assert replay(*recorded, "--video", out)[0] == 2
 
 
+def test_a_video_of_nothing_is_said_before_a_world_is_loaded(
+    recorded: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never(num_slots: int) -> World:
+        raise AssertionError("it loads")
+
+    (tmp_path / "folder.mp4").mkdir()
+    os.mkfifo(tmp_path / "pipe.mp4")
+    no_frames = "no frame between --from and --to"
+    for name, options, code, why in [
+        ("out.mp4", ["--to", "0"], 2, no_frames),
+        ("out.mp4", ["--from", "0.5", "--to", "0.5"], 2, no_frames),
+        ("out.mp4", ["--from", "99999"], 2, no_frames),
+        ("folder.mp4", [], 1, "folder.mp4 cannot be written (Is a directory)"),
+        ("none/out.mp4", [], 1, "out.mp4 cannot be written (No such file or directory)"),
+        ("pipe.mp4", [], 1, "pipe.mp4 cannot be written (it is not a file)"),
+    ]:
+        arguments = ["replay", "--world", "tiny", str(recorded[2]), "--video", str(tmp_path / name), *options]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(command, "world_loader", lambda path, num_slots, spread: lambda report: never(num_slots))
+            assert cli.main(arguments) == code
+        assert why in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.mp4", "pipe.mp4"]
+
+
+def test_a_replay_that_is_interrupted_leaves_the_video_before(
+    recorded: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.mp4"
+    out.write_bytes(b"older")
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_tell", interrupted)
+    monkeypatch.setattr(command, "world_loader", lambda path, num_slots, spread: lambda report: tiny(num_slots))
+    with pytest.raises(KeyboardInterrupt):
+        command.run(cli.parser().parse_args(["replay", "--world", "tiny", str(recorded[2]), "--video", str(out)]))
+    assert out.read_bytes() == b"older" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_json_has_no_word_for_a_drift_that_is_no_number(recorded: list[Path], replay: Replay) -> None:
+    def broken(num_slots: int) -> World:
+        world = tiny(num_slots, torch.bfloat16)
+        step = world.step
+
+        def nan(due: Sequence[Row]) -> object:
+            return [replace(picture, means=picture.means * np.nan) for picture in step(due)]
+
+        world.step = nan  # type: ignore[assignment, method-assign]
+        return world
+
+    def strict(word: str) -> float:
+        raise AssertionError(f"{word} is no JSON")
+
+    code, told = replay(recorded[2], "--verify", "--json", make=broken)
+    (found,) = json.loads(told, parse_constant=strict)["recordings"]
+    assert code == 3 and found["drift"] is None and found["drift_chunk"] == 0
+
+
 def test_json_is_one_line_for_programs(recorded: list[Path], replay: Replay) -> None:
     code, told = replay(*recorded, "--verify", "--json")
     answer = json.loads(told)
