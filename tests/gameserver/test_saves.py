@@ -484,6 +484,7 @@ def test_after_a_crash_a_token_leads_to_the_last_finished_chunk(
         assert [chunk.chunk for chunk in recording.chunks] == list(range(len(recording.chunks)))
         assert verified(recording).outcome == "equal"
         assert not list((there["saves"].directory / "live").iterdir()), "nothing of it stays"
+        assert app.door.saves is not None and not app.door.saves._forgotten | app.door.saves._kept.keys()
 
     asyncio.run(scene())
 
