@@ -24,6 +24,7 @@ from gameserver.bot import BotError, connect
 from gameserver.door import Settings
 from gameserver.journal import Journal, Keep
 from gameserver.ledger import Ledger, Ticket, hash_token
+from gameserver.mailbox import Return
 from gameserver.realtime import RealTime
 from gameserver.saves import Shelf
 from sessions.recording import Recording, read
@@ -665,6 +666,25 @@ def test_more_sessions_than_slots_come_back_where_some_stand_still(
             async with playing(app, token=tokens[0], **AGENT) as back:
                 assert back.welcome["resumed"]
                 await step(back, *DEEDS[0])
+
+    asyncio.run(scene())
+
+
+def test_who_comes_back_among_too_many_at_once_is_not_given_another_session(
+    running_server: RunningServer, kept: dict[str, Any], after_the_crash: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene() -> None:
+        async with running_server(**kept) as app, playing(app, seed=9) as player:
+            await player.hear_frames(9)
+            there = after_the_crash()
+            token = player.welcome["token"]
+        async with running_server(**there) as app:
+            put = app.door.mailbox.put
+            with monkeypatch.context() as patch:
+                patch.setattr(app.door.mailbox, "put", lambda letter: not isinstance(letter, Return) and put(letter))
+                assert not await came_back(app, token, "full")
+            assert app.door.lobby.reserved == 1 and not len(app.door.lobby)
+            assert await came_back(app, token, "")
 
     asyncio.run(scene())
 
