@@ -102,7 +102,7 @@ class Saves:
         self.counts = SaveCounts()
         self.ledger = Ledger(shelf.directory / "live")
         self._deliver = deliver
-        self._maker: Mapping[str, str] = {}
+        self.maker: Mapping[str, str] = {}  # of this server's saves, once it is open
         self._pool = ThreadPoolExecutor(1, "save")
         self._asked = self._answered = 0  # puts; each counted on a thread of its own
         self._keeping: dict[str, Future[None]] = {}  # by session, the moment on its way
@@ -112,7 +112,7 @@ class Saves:
 
     def open(self, maker: Mapping[str, str]) -> None:
         """What saves of this server's world are made with."""
-        self._maker = maker
+        self.maker = maker
 
     def check_room(self, session_id: str, more_bytes: int | None = None) -> None:
         """SaveRefused if a save, of about that size, has no room. Costs nothing."""
@@ -189,7 +189,7 @@ class Saves:
 
     def _read(self, path: Path) -> tuple[Save, Mapping[str, bytes]]:
         snapshot = read(path)
-        check_maker(snapshot, self._maker)
+        check_maker(snapshot, self.maker)
         return Save(unpack(snapshot.parts["moment"]), snapshot.state), snapshot.parts
 
     # On the pool's thread.
@@ -201,7 +201,7 @@ class Saves:
             if extent is not None:
                 with open(extent.path, "rb") as file:
                     parts["recording"] = file.read(extent.num_bytes)
-            snapshot = Snapshot(save.state, self._maker, parts)
+            snapshot = Snapshot(save.state, self.maker, parts)
             self._largest = max(self._largest, snapshot.num_bytes)
             self.check_room(session_id, snapshot.num_bytes)
             path = self._path(save_id)
@@ -223,7 +223,7 @@ class Saves:
 
     def _keep(self, session_id: str, save: Save) -> None:
         try:
-            write(self._moment_path(session_id), Snapshot(save.state, self._maker, {"moment": pack(save.moment)}))
+            write(self._moment_path(session_id), Snapshot(save.state, self.maker, {"moment": pack(save.moment)}))
             self.counts.moments += 1
         except OSError as fault:  # the one before is still there
             self.counts.moments_skipped += 1
@@ -231,9 +231,12 @@ class Saves:
 
     def _enter(self, ticket: Ticket) -> None:
         try:
-            self.ledger.write(ticket)
+            now_s = self.ledger.write(ticket)
         except OSError as fault:
             self._failed(fault)
+        else:
+            for session_id in self.ledger.forsaken(now_s - self.shelf.max_age_s):
+                self._forget(session_id)
 
     def _forget(self, session_id: str) -> None:
         self.ledger.remove(session_id)
