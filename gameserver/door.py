@@ -85,6 +85,11 @@ class Door:
             self._preparation = Preparation(self.world, self._preparers)
         return self._preparation
 
+    @property
+    def is_open(self) -> bool:
+        """The world is ready, and it is known whose places a crash left."""
+        return self.settled.is_set() and self.engine.phase is Phase.READY and not self.closing
+
     def check_open(self) -> None:
         """ProtocolError if nobody can come in now."""
         if self.closing:
