@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 
 Work = Callable[[], Awaitable[None]]
 
+NO_WAY_BACK = ("unknown_save", "bad_save")  # answers to a `load`
 LAST_WORDS_S = 1.0  # to send an error before the line is cut
 
 
@@ -67,6 +68,7 @@ class Connection:
         self._turns: Turns | None = None  # in lockstep
         self._load_wanted: str | None = None  # likewise
         self._loading = False
+        self._going_back = False  # from a `load` to its answer: what is sent meanwhile is lost
 
     async def run(self) -> None:
         """Until either side ends it. Raises nothing."""
@@ -95,11 +97,14 @@ class Connection:
             self.end_soon(error)
         else:
             self._reply_error(error)
+        if refused.code in NO_WAY_BACK:
+            self._going_back = False
 
     def saved(self, note: Saved) -> None:
         self._outbox.reply(protocol.Saved(save=note.save_id, chunk=note.chunk_index))
 
     def loaded(self, note: Loaded) -> None:
+        self._going_back = False
         self._outbox.loaded(note)
 
     def end_soon(self, error: ProtocolError) -> None:
@@ -125,6 +130,8 @@ class Connection:
 
     async def _take(self, event: Event) -> None:
         seat = self.seat if self.seat is not None and self.seat.occupant is self else None
+        if self._going_back and isinstance(event, Control | PoseBatch | SetPrompt):
+            return
         if self._turns is not None and seat is not None and await self._turns.take(event):
             return
         match event:
@@ -154,7 +161,9 @@ class Connection:
             case SaveGame():
                 self._save(seat)
             case LoadGame():
-                self._load_wanted = event.save
+                self._load_wanted, self._prompt_wanted, self._going_back = event.save, None, True
+                if self._turns is not None:
+                    self._turns.forget()
                 if not self._loading:
                     self._spawn(self._load)
             case WantKeyframe():
@@ -181,6 +190,7 @@ class Connection:
         codec = choose_codec(hello.codecs)
         self.protocol.welcomed()
         self._outbox.reply(self._welcome(seat, resumed, codec))
+        seat.control_seq = 0  # from here on by this connection's count
         if seat.lockstep:
             self._turns = Turns(door, seat, self._reply_error, self._loop.time)
         left = None if self._turns is None else self._turns.left
@@ -321,7 +331,8 @@ class Connection:
                 except ProtocolError as error:
                     self._reply_error(error)
                 else:
-                    self.door.mailbox.put(PromptChange(self.seat.session_id, prompt))
+                    if not self._going_back:
+                        self.door.mailbox.put(PromptChange(self.seat.session_id, prompt))
         finally:
             self._prompting = False
 
@@ -345,6 +356,7 @@ class Connection:
                     prompt = None if asked is None else await self.door.preparation.prompt(asked)
                 except ProtocolError as error:
                     self._reply_error(error)
+                    self._going_back = self._load_wanted is not None
                 else:
                     self.door.mailbox.put(Rewind(self.seat.session_id, save_id, save, prompt))
         finally:

@@ -28,6 +28,8 @@ from world.chunk import World
 
 log = logging.getLogger(__name__)
 
+NO_ROOM = ("full", "not_real_time")  # errors that end nothing: who gets one may try again
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -61,7 +63,6 @@ class Door:
         self.recovery: Recovery | None = None
         if self.saves is not None and settings.record is not None:
             self.recovery = Recovery(settings.record.directory, self.saves)
-            self.lobby.reserved = len(self.recovery)
         self._returning: set[asyncio.Task[None]] = set()
         self.encoders = ThreadPoolExecutor(4, "encode")
         self.closing = False
@@ -84,13 +85,18 @@ class Door:
             self._preparation = Preparation(self.world, self._preparers)
         return self._preparation
 
+    @property
+    def is_open(self) -> bool:
+        """The world is ready, and it is known whose places a crash left."""
+        return self.settled.is_set() and self.engine.phase is Phase.READY and not self.closing
+
     def check_open(self) -> None:
         """ProtocolError if nobody can come in now."""
         if self.closing:
             raise ProtocolError("shutting_down", "the server is going down")
         if self.engine.phase in (Phase.FAILED, Phase.STOPPED):
             raise ProtocolError("internal", "the world has stopped")
-        if self.engine.phase is not Phase.READY:
+        if not self.settled.is_set():
             progress = self.engine.progress
             raise ProtocolError("not_ready", f"the world is still warming up: {progress.stage} {progress.share:.0%}")
 
@@ -108,31 +114,45 @@ class Door:
         if self.saves is not None and self.recorder is not None:
             ticket = Ticket(
                 session=seat.session_id, token_hash=hash_token(seat.token), control=seat.control, scene=seat.scene_id,
-                recording=self.recorder.path(seat.session_id).name, own_prompt=seat.own_prompt, seed=seat.seed,
-                lockstep=seat.lockstep,
+                recording=str(self.recorder.path(seat.session_id).resolve()), own_prompt=seat.own_prompt,
+                seed=seat.seed, lockstep=seat.lockstep, of=self.saves.maker,
             )  # fmt: skip
             await asyncio.wrap_future(self.saves.enter(ticket))
 
     async def seat_of(self, token: str | None) -> Seat | None:
-        """Where a token continues, once the game has the session; None where there is nothing to continue."""
+        """Where a token continues, once the game has the session; None where there is nothing to continue.
+        ProtocolError `full` or `not_real_time` where it has no room now."""
         seat = self.lobby.by_token(token)
         if seat is None and token and self.recovery is not None and (lost := self.recovery.claim(token)) is not None:
-            seat = self._seat_again(token, lost.ticket)
+            seat = self._seat_again(token, lost, self.recovery)
             task = self._loop.create_task(self._bring_back(seat, lost, self.recovery))
             self._returning.add(task)
             task.add_done_callback(self._returning.discard)
         if seat is None:
             return None
         await asyncio.wait([seat.joined])
+        if (refused := _no_room(seat.joined)) is not None:
+            raise refused
         return None if seat.joined.cancelled() or seat.joined.exception() is not None else seat
 
-    def _seat_again(self, token: str, ticket: Ticket) -> Seat:
-        joined: asyncio.Future[None] = self._loop.create_future()
+    def _seat_again(self, token: str, lost: Lost, recovery: Recovery) -> Seat:
+        """ProtocolError `full`; then it is as lost as before."""
+        ticket, joined = lost.ticket, self._loop.create_future()
         seat = Seat(ticket.session, token, ticket.control, ticket.scene, "", ticket.seed, joined, None)
         seat.own_prompt, seat.lockstep = ticket.own_prompt, ticket.lockstep
-        self.lobby.reserved -= 1
-        self.lobby.add(seat)
+        try:
+            self.lobby.add(seat, over=self._over, returns=True)
+        except ProtocolError:
+            self._wait_again(lost, recovery)
+            raise
+        self.lobby.reserved = len(recovery)
         return seat
+
+    def _wait_again(self, lost: Lost, recovery: Recovery) -> None:
+        """There is no room for it now; its player may try again until the usual time is over."""
+        if not recovery.put_back(lost) and not self.closing:
+            self._preparers.submit(recovery.expire, lost)
+        self.lobby.reserved = len(recovery)
 
     async def _bring_back(self, seat: Seat, lost: Lost, recovery: Recovery) -> None:
         """Raises nothing; the seat's `joined` says how it went."""
@@ -141,17 +161,20 @@ class Door:
             told = letter.story
             seat.prompt, seat.chunk, seat.control_seq = told.prompt, len(told.chunks), told.control_seq
             if not self.mailbox.put(letter):
-                letter.journal.close()
-                raise RecoveryError("too many players are coming in at once")
+                raise ProtocolError("full", "too many players are coming in at once")
             await asyncio.wait([seat.joined], timeout=self.settings.saves.recover_s if self.settings.saves else None)
             if not seat.joined.done():
                 raise RecoveryError("it took too long")
         except Exception as fault:
-            if not isinstance(fault, RecoveryError):
+            if not isinstance(fault, RecoveryError | ProtocolError):
                 log.exception("a session could not be brought back")
             if not seat.joined.done():
-                seat.joined.set_exception(ProtocolError("bad_save", str(fault)))
-        if seat.joined.cancelled() or seat.joined.exception() is not None:
+                refused = fault if isinstance(fault, ProtocolError) else ProtocolError("bad_save", str(fault))
+                seat.joined.set_exception(refused)
+        if _no_room(seat.joined) is not None:
+            self.release(seat)
+            self._wait_again(lost, recovery)
+        elif seat.joined.cancelled() or seat.joined.exception() is not None:
             recovery.counts.failed += 1
             why = "it was given up" if seat.joined.cancelled() else seat.joined.exception()
             log.warning("session %s could not be brought back: %s", seat.session_id, why)
@@ -174,10 +197,14 @@ class Door:
         seed = secrets.randbelow(2**32) if seed is None else seed
         joined: asyncio.Future[None] = self._loop.create_future()
         seat = Seat(secrets.token_hex(4), secrets.token_urlsafe(18), control, scene_id, prompt, seed, joined, None)
-        # Over the capacity the game says who can come in; but places of those who come back after a crash are theirs.
-        parks = self.settings.park_bytes > 0 and not self._returning
-        self.lobby.add(seat, over=self.lobby.capacity if parks else 0)
+        # Places of those who come back after a crash are theirs.
+        self.lobby.add(seat, over=0 if self._returning else self._over)
         return seat
+
+    @property
+    def _over(self) -> int:
+        """Seats beyond the capacity, where the game says who can come in."""
+        return self.lobby.capacity if self.settings.park_bytes > 0 else 0
 
     def occupied(self, seat: Seat) -> None:
         if seat.expiry is not None:
@@ -243,12 +270,18 @@ class Door:
             self._notes.clear()
 
     def _hand_out(self) -> None:
-        if self.engine.phase not in (Phase.LOADING, Phase.PREWARMING):
-            if self.recovery is not None and self.settings.saves is not None and not self.settled.is_set():
-                self._loop.call_later(self.settings.saves.recover_s, self._expire_lost, self.recovery)
-            self.settled.set()
+        if self.engine.phase not in (Phase.LOADING, Phase.PREWARMING) and not self.settled.is_set():
+            self._settle()
         while self._notes:
             self._deliver(self._notes.popleft())
+
+    def _settle(self) -> None:
+        """Whom a crash left behind is known before anybody comes in."""
+        if self.recovery is not None and self.settings.saves is not None and self.engine.phase is Phase.READY:
+            self.recovery.find()
+            self.lobby.reserved = len(self.recovery)
+            self._loop.call_later(self.settings.saves.recover_s, self._expire_lost, self.recovery)
+        self.settled.set()
 
     def _deliver(self, note: Note) -> None:
         if isinstance(note, Ended):
@@ -280,3 +313,9 @@ class Door:
                 seat.prompt = note.chunk.prompt.text
             if seat.occupant is not None:
                 seat.occupant.deliver(note)
+
+
+def _no_room(joined: asyncio.Future[None]) -> ProtocolError | None:
+    """Why the game took a session not in for now; None where it did, or never will."""
+    fault = joined.exception() if joined.done() and not joined.cancelled() else None
+    return fault if isinstance(fault, ProtocolError) and fault.code in NO_ROOM else None

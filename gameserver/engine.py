@@ -327,7 +327,7 @@ class Engine:
             else:
                 assert letter.start is not None
                 game.join(session_id, letter.start, letter.story.header.control, now_s, letter.lockstep)
-        except (Full, ValueError):
+        except ValueError:  # Full is for now: its journal stays open, for another try
             letter.journal.close()
             raise
         tail = letter.tail

@@ -44,8 +44,12 @@ class Journal:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(self._fd, fcntl.LOCK_EX)  # who looks whether it is finished holds it for microseconds
-        if begins_with:
+        try:
             self.append(begins_with)
+        except OSError:
+            self.close()
+            path.unlink(missing_ok=True)
+            raise
 
     @classmethod
     def again(cls, path: Path) -> Journal:

@@ -74,10 +74,11 @@ class Lobby:
             (seat for seat in self._seats.values() if secrets.compare_digest(seat.audience.code.encode(), wanted)), None
         )
 
-    def add(self, seat: Seat, over: int = 0) -> None:
+    def add(self, seat: Seat, over: int = 0, returns: bool = False) -> None:
         """ProtocolError `full` if there is no seat left. `over`: how many there may be over the capacity, while none is
-        reserved, as some of those who have seats stand still."""
-        if len(self) + self.reserved >= self.capacity + (0 if self.reserved else over):
+        reserved, as some of those who have seats stand still. Nothing is reserved from somebody who `returns`."""
+        reserved = 0 if returns else self.reserved
+        if len(self) + reserved >= self.capacity + (0 if reserved else over):
             raise ProtocolError("full", f"all {self.capacity} places are taken")
         self._seats[seat.session_id] = self._tokens[seat.token] = seat
 

@@ -172,6 +172,8 @@ class Mailbox:
                 newest = self._newest[key]
                 letter, self._letters[newest] = _coalesce(self._letters[newest], letter), None
                 self.coalesced[kind.__name__] += 1
+                if kind is Presence:
+                    self._drop_steering(letter.session_id, since=newest)
                 if len(self._letters) > 2 * self._waiting.total():
                     self._compact()
             self._newest[key] = len(self._letters)
@@ -191,6 +193,15 @@ class Mailbox:
             self._joins = 0
             self._woken = False
             return letters
+
+    def _drop_steering(self, session_id: str, since: int) -> None:
+        """Who came and went while a forward ran: the next connection counts anew, and would answer for these."""
+        for i in range(since, len(self._letters)):
+            letter = self._letters[i]
+            if isinstance(letter, Steer | Step | Extend) and letter.session_id == session_id:
+                self._letters[i] = None
+                self._waiting[session_id, type(letter)] -= 1
+                self.coalesced[type(letter).__name__] += 1
 
     def _compact(self) -> None:
         self._letters = [letter for letter in self._letters if letter is not None]

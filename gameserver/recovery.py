@@ -23,6 +23,10 @@ class RecoveryError(Exception):
     """A session cannot be brought back; the message is a sentence."""
 
 
+class Foreign(RecoveryError):
+    """Not by this server, and perhaps by another."""
+
+
 @dataclass(slots=True)
 class RecoveryCounts:
     """Since the server began."""
@@ -46,13 +50,22 @@ class Recovery:
 
     def __init__(self, recordings: Path, saves: Saves) -> None:
         self.counts = RecoveryCounts()
+        self._recordings = recordings.resolve()
         self._saves = saves
         self._lost: dict[str, Lost] = {}
-        for ticket in saves.ledger.tickets():
+        self._over = False  # the time to come back
+
+    def find(self) -> None:
+        """Once the saves are open: what a server of this world left in these directories. Servers of others may share
+        the saves, and their sessions are left alone."""
+        for ticket in self._saves.ledger.tickets():
+            path = Path(ticket.recording)
+            if path.parent != self._recordings or ticket.of != self._saves.maker:
+                continue
             try:
-                journal = Journal.again(recordings / Path(ticket.recording).name)
+                journal = Journal.again(path)
             except FileNotFoundError:
-                saves.forget(ticket.session)
+                self._saves.forget(ticket.session)
             except OSError:  # another server is alive and has it
                 continue
             else:
@@ -67,8 +80,15 @@ class Recovery:
         """The lost session of a token, which from now on is nobody else's."""
         return self._lost.pop(hash_token(token), None)
 
+    def put_back(self, lost: Lost) -> bool:
+        """It was claimed while there was no room for it, and waits on; False if the time for that is over."""
+        if not self._over:
+            self._lost[lost.ticket.token_hash] = lost
+        return not self._over
+
     def abandon(self) -> list[Lost]:
         """Nobody came for these in time."""
+        self._over = True
         everybody, self._lost = list(self._lost.values()), {}
         return everybody
 
@@ -78,9 +98,13 @@ class Recovery:
             lost.journal.close()
 
     def prepare(self, lost: Lost, world: World) -> Return:
-        """What brings it back to its last finished chunk. RecoveryError; then it is over."""
+        """What brings it back to its last finished chunk. RecoveryError; then it is over, but if that is Foreign: then
+        it is as it was, and no longer this server's."""
         try:
             return self._prepare(lost.ticket, world, lost.journal)
+        except Foreign:
+            lost.journal.close()
+            raise
         except (RecoveryError, ReplayError, WorldError, ValueError, OSError) as fault:
             why = (fault.strerror or "") if isinstance(fault, OSError) else str(fault)
             self._end(lost, f"it could not be brought back: {why}")
@@ -102,7 +126,7 @@ class Recovery:
         if reason is None and recording.header.arithmetic != dict(identity.arithmetic):
             reason = "it was recorded on another arithmetic"
         if reason is not None:
-            raise RecoveryError(reason)
+            raise Foreign(reason)
         told = story(recording)
         since = self._saves.newest(ticket.session)
         if since is not None and not fits(since.moment, told):

@@ -114,7 +114,7 @@ class Saves:
         self.counts = SaveCounts()
         self.ledger = Ledger(shelf.directory / "live")
         self._deliver = deliver
-        self._maker: Mapping[str, str] = {}
+        self.maker: Mapping[str, str] = {}  # of this server's saves, once it is open
         self._pool = ThreadPoolExecutor(1, "save")
         self._asked = self._answered = 0  # puts; each counted on a thread of its own
         self._keeping: Future[None] | None = None  # the moment on its way: never more than one copy of a session
@@ -128,7 +128,7 @@ class Saves:
 
     def open(self, maker: Mapping[str, str], state_bytes: int) -> None:
         """What saves of this server's world are made with, and what the state of a session takes."""
-        self._maker = maker
+        self.maker = maker
         self._largest = self._state_bytes = state_bytes
 
     def check_room(self, session_id: str, more_bytes: int | None = None) -> None:
@@ -239,7 +239,7 @@ class Saves:
 
     def _read(self, path: Path) -> tuple[Save, Mapping[str, bytes]]:
         snapshot = read(path)
-        check_maker(snapshot, self._maker)
+        check_maker(snapshot, self.maker)
         return Save(unpack(snapshot.parts["moment"]), snapshot.state), snapshot.parts
 
     # On the pool's thread.
@@ -251,7 +251,7 @@ class Saves:
             if extent is not None:
                 with open(extent.path, "rb") as file:
                     parts["recording"] = file.read(extent.num_bytes)
-            snapshot = Snapshot(save.state, self._maker, parts)
+            snapshot = Snapshot(save.state, self.maker, parts)
             self._largest = max(self._largest, snapshot.num_bytes)
             self.check_room(session_id, snapshot.num_bytes)
             path = self._path(save_id)
@@ -277,7 +277,7 @@ class Saves:
             return
         path = self._moment_path(session_id)
         try:
-            self._moments[session_id] = write(path, Snapshot(save.state, self._maker, {"moment": pack(save.moment)}))
+            self._moments[session_id] = write(path, Snapshot(save.state, self.maker, {"moment": pack(save.moment)}))
             self.counts.moments += 1
         except OSError as fault:  # the one before is still there
             if not path.exists():
@@ -293,9 +293,12 @@ class Saves:
 
     def _enter(self, ticket: Ticket) -> None:
         try:
-            self.ledger.write(ticket)
+            now_s = self.ledger.write(ticket)
         except OSError as fault:
             self._failed(fault)
+        else:
+            for session_id in self.ledger.forsaken(now_s - self.shelf.max_age_s):
+                self._forget(session_id)
 
     def _forget(self, session_id: str) -> None:
         self.ledger.remove(session_id)

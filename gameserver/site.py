@@ -76,7 +76,7 @@ class Site:
     def _readyz(self) -> Response:
         """Whether a player could come in: prewarmed, healthy and a seat free; a balancer looks here."""
         engine, players, capacity = self._door.engine, len(self._door.lobby), self._door.lobby.capacity
-        plays = engine.phase is Phase.READY and engine.unhealthy(engine.now_s()) is None and not self._door.closing
+        plays = self._door.is_open and engine.unhealthy(engine.now_s()) is None
         parked = 0 if engine.parking is None else len(engine.parking)
         ready = plays and players - parked + self._door.lobby.reserved < capacity
         return _json(
@@ -87,7 +87,7 @@ class Site:
     def _world(self) -> Response:
         door = self._door
         progress = door.engine.progress
-        ready = door.engine.phase is Phase.READY and not door.closing
+        ready = door.is_open
         world = door.engine.world
         about: dict[str, object] = {
             "name": None if world is None else world.name,

@@ -45,6 +45,10 @@ class Turns:
         self.since_s = self._clock()
         return True
 
+    def forget(self) -> None:
+        """The session goes back: a prompt that waits for steering was for a world that is no more."""
+        self._prompt = None
+
     def left(self, chunk_index: int) -> None:
         """The frames of a chunk are on their way."""
         self.since_s = self._clock()

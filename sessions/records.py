@@ -185,9 +185,9 @@ def chunk_of(finished: Finished) -> Chunk:
     poses, rows, keys = _bytes(path.poses), _bytes(path.row_poses), _bytes(path.keys)
     prompt = None if finished.prompt is None else finished.prompt.text
     return Chunk(
-        chunk=finished.chunk_index, segments=segments, look=steer.look_deg, control_seq=steer.control_seq,
+        chunk=finished.chunk_index, segments=segments, look=steer.look_deg, control_seq=finished.control_seq,
         poses=poses, rows=rows, keys=keys, prompt=prompt,
-        inputs=input_digests(segments, steer.look_deg, steer.control_seq, poses, rows, keys, prompt),
+        inputs=input_digests(segments, steer.look_deg, finished.control_seq, poses, rows, keys, prompt),
         digest=picture.digest, means=_bytes(picture.means), forward=finished.begin_forward, company=finished.company,
     )  # fmt: skip
 

@@ -23,16 +23,12 @@ class Story:
     chunks: tuple[Chunk, ...]  # index by index
     pending: str | None  # a prompt that was asked for and is in no chunk yet
     saves: tuple[str, ...]
+    control_seq: int  # the last control that is in a chunk, by the count of the last connection; 0 if none
 
     @property
     def prompt(self) -> str:
         """In force after the last chunk."""
         return next((c.prompt for c in reversed(self.chunks) if c.prompt is not None), self.header.prompt)
-
-    @property
-    def control_seq(self) -> int:
-        """The last control that is in a chunk, 0 if none."""
-        return self.chunks[-1].control_seq if self.chunks else 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,7 +47,17 @@ def story(recording: Recording) -> Story:
         raise ValueError("the recording has no header")
     chunks, pending = _walk(recording.records)
     saves = tuple(mark.text for mark in recording.marks if mark.kind == "save")
-    return Story(header, chunks, pending, saves)
+    return Story(header, chunks, pending, saves, _counted(recording.records))
+
+
+def _counted(records: Iterable[Record]) -> int:
+    control_seq = 0
+    for record in records:
+        if isinstance(record, Chunk):
+            control_seq = record.control_seq
+        elif isinstance(record, Mark) and record.kind == "reconnect":  # which counts anew
+            control_seq = 0
+    return control_seq
 
 
 def _walk(records: Iterable[Record]) -> tuple[tuple[Chunk, ...], str | None]:

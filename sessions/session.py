@@ -66,6 +66,7 @@ class Session:
         if self.lockstep is not None:
             self.trajectory = self.lockstep.trajectory
         self.path: ChunkPath | None = None  # of the chunk under way
+        self.of_before = False  # whether a connection before this one steered it
         self.prompt: Prompt | None = None  # that takes effect with the chunk under way
         self.prompt_text = prompt_text  # in force
         self.digest = b""  # of the last chunk's latents
@@ -136,6 +137,7 @@ class Session:
     def begin(self, now_s: float, ready_s: float, forward: int) -> None:
         """Start the next chunk: this is the last moment at which a control counts for it."""
         self.move(State.DENOISING)
+        self.of_before = False
         if self.past:
             self.path, self.prompt = self.past[0].path, self.past[0].prompt
         else:
@@ -235,6 +237,7 @@ class Session:
         if self.state is State.ENDED:
             raise IllegalState(f"session {self.id!r} has ended")
         self.attached = True
+        self.of_before = self.in_chunk
         self.trajectory.restart()
         self.pacing.restart(self.chunk_index, now_s)
         if self.lockstep is not None:  # what was to be sent is lost with the connection

@@ -39,6 +39,7 @@ class Finished:
     chunk_index: int
     first_frame: int  # index in the stream of the picture's first frame
     path: ChunkPath
+    of_before: bool  # steered by another connection than the one there is
     prompt: Prompt | None  # that took effect with this chunk
     begin_forward: int  # number of the forward of its first step; the others followed one by one
     company: int  # rows in the forward of its last step, its own included
@@ -49,8 +50,8 @@ class Finished:
 
     @property
     def control_seq(self) -> int:
-        """The last control folded in, 0 if none."""
-        return self.path.control_seq
+        """The last control folded in, by the count of the connection that there is; 0 if none."""
+        return 0 if self.of_before else self.path.control_seq
 
     @property
     def poses(self) -> NDArray[np.float32]:
@@ -251,6 +252,6 @@ class Game:
         self.counters.late_s += late_s
         first = self._world.geometry.first_video_frame(index)
         return Finished(
-            session.id, picture, index, first, path, session.prompt, session.begin_forward, company,
+            session.id, picture, index, first, path, session.of_before, session.prompt, session.begin_forward, company,
             session.started_s, finished_s, deadline_s, late_s,
         )  # fmt: skip

@@ -112,8 +112,9 @@ async def follow(bot: Bot, chance: np.random.Generator) -> AsyncIterator[int]:
 
 @contextmanager
 def serving(world: str, players: int, directory: Path) -> Iterator[str]:
-    """A server process that records; its address."""
-    options = ["--world", world, "--players", str(players), "--port", "0", "--record-dir", str(directory)]
+    """A server process that records, and keeps its saves beside; its address."""
+    places = ["--record-dir", str(directory), "--save-dir", str(directory / "saves")]
+    options = ["--world", world, "--players", str(players), "--port", "0", *places]
     command = [sys.executable, "-m", "gameserver", "serve", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None and server.stderr is not None

@@ -22,6 +22,7 @@ def test_a_crowd_is_recorded_and_made_again(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     options = ["--bots", "6", "--chunks", "60", "--seed", "3", "--keep", str(kept)]
     done = subprocess.run([sys.executable, "-m", "tests.long_run", *options], cwd=ROOT, capture_output=True, text=True)
+    assert (kept / "saves" / "live").is_dir(), "it does not share the saves of whoever runs it"
     assert done.returncode == 0 and done.stdout.endswith("every digest is equal\n"), done.stdout + done.stderr
     recordings = {path: read(path.read_bytes()) for path in sorted(kept.glob("*.mwrec"))}
     assert len(recordings) >= 6 and sum(len(each.chunks) for each in recordings.values()) >= 60

@@ -44,6 +44,18 @@ def test_a_record_that_does_not_fit_is_not_there_at_all(tmp_path: Path, monkeypa
     assert file.path.read_bytes() == b"whole, again"
 
 
+def test_a_beginning_that_does_not_fit_leaves_neither_a_file_nor_a_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forks are refused one after another on a full disk."""
+    opened = set(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda fd, data: 0)
+        with pytest.raises(OSError, match="No space"):
+            Journal(tmp_path / "a.mwrec", b"what a parent was")
+    assert set(os.listdir("/proc/self/fd")) == opened and not any(tmp_path.iterdir())
+
+
 def test_the_oldest_make_room_and_open_ones_stay(tmp_path: Path) -> None:
     def make(name: str, age_s: float) -> Path:
         path = tmp_path / name

@@ -27,6 +27,17 @@ def test_letters_come_out_once_and_in_order() -> None:
     assert box.take(0) == []
 
 
+def test_of_a_connection_that_came_and_went_nothing_is_left() -> None:
+    """The next one counts anew: a control of the one before would go back behind it, and end the session."""
+    box = Mailbox(8)
+    old, brief, new, stranger = steer("a", 9), steer("a", 1), steer("a", 1, 3.0), steer("b", 1)
+    for letter in (old, Presence("a", False), Presence("a", True), brief, stranger):
+        box.put(letter)
+    for letter in (Presence("a", False), Presence("a", True), new):
+        box.put(letter)
+    assert box.take(0) == [old, stranger, Presence("a", True), new]
+
+
 @given(turns=st.lists(st.floats(-5, 5), min_size=1, max_size=200))
 def test_too_much_steering_keeps_every_degree_and_the_last_axes(turns: list[float]) -> None:
     box = Mailbox(8)

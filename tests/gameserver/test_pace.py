@@ -19,7 +19,7 @@ def chunk(index: int, late_s: float = 0.0) -> Frames:
     picture = Picture(1, index, np.zeros((4, 24, 16), np.uint8), bytes(16), np.zeros(16, np.float32))
     poses = np.tile(np.eye(4, dtype=np.float32), (4, 1, 1))
     path = ChunkPath(poses, poses[:2], np.zeros((1, 4), np.float32), Steer((), (0.0, 0.0), 0))
-    return Frames("a", Finished("a", picture, index, 4 * index, path, None, 0, 1, 1.0, 1.05, 1.1, late_s), 7)
+    return Frames("a", Finished("a", picture, index, 4 * index, path, False, None, 0, 1, 1.0, 1.05, 1.1, late_s), 7)
 
 
 def test_rates_speed_and_rows_of_the_last_while() -> None:

@@ -7,32 +7,37 @@ import asyncio
 import os
 import shutil
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from conftest import Player, RunningServer, get, open_socket, playing, read_frames
+from websockets.exceptions import ConnectionClosed
 
 from gameserver import cli, serve
 from gameserver.app import App
 from gameserver.backpressure import Limits
 from gameserver.bot import BotError, connect
 from gameserver.door import Settings
-from gameserver.journal import Keep
-from gameserver.ledger import Ledger, hash_token
+from gameserver.journal import Journal, Keep
+from gameserver.ledger import Ledger, Ticket, hash_token
+from gameserver.mailbox import Return
+from gameserver.realtime import RealTime
 from gameserver.saves import SaveRefused, Saves, Shelf
 from sessions.moment import Moment, Save
 from sessions.recording import Recording, read
 from sessions.trajectory import new_trajectory
 from sessions.verify import Finding, verify
 from tests.world.tiny_world import random_world, tiny_config
-from world.chunk import Scene, SlotState, Stored, World
+from world.chunk import Identity, Report, Scene, SlotState, Stored, World
 from world.model import DiffusionWorld
 from world.pattern import PatternWorld
+from world.snapshot import maker
 
 RELAXED = Limits(late_s=60.0, stall_s=60.0)  # a busy machine must not look like a slow link
 EVER = 1e9
@@ -440,13 +445,22 @@ def after_the_crash(kept: dict[str, Any], tmp_path: Path) -> Iterator[Any]:
         shutil.copytree(kept["record"].directory, there / "recordings")
         shutil.copytree(kept["saves"].directory, there / "saves")
         saves = replace(kept["saves"], directory=there / "saves", **shelf)
-        return {**kept, "record": Keep(there / "recordings"), "saves": saves}
+        copied = {**kept, "record": Keep(there / "recordings"), "saves": saves}
+        inside = (there / "recordings").resolve()
+        rewrite_tickets(copied, lambda ticket: {"recording": str(inside / Path(ticket.recording).name)})
+        return copied
 
     yield copy
 
 
-async def settle(player: Player, app: App) -> None:
-    """Until every moment that was kept is on the disk."""
+def rewrite_tickets(there: dict[str, Any], change: Callable[[Ticket], dict[str, Any]]) -> None:
+    ledger = Ledger(there["saves"].directory / "live")
+    for ticket in ledger.tickets():
+        ledger.write(msgspec.structs.replace(ticket, **change(ticket)))
+
+
+async def settle(app: App) -> None:
+    """Until every moment that was kept, and whatever else was to be done with saves, is on the disk."""
     assert app.door.saves is not None
     await asyncio.wrap_future(app.door.saves._pool.submit(lambda: None))
 
@@ -463,7 +477,7 @@ def test_after_a_crash_a_token_leads_to_the_last_finished_chunk(
             while player.frames[-1:] == [] or player.frames[-1]["control_seq"] < seq:
                 await player.hear_frames(4)
             await player.hear_frames(12)
-            await settle(player, app)
+            await settle(app)
             there = after_the_crash()
             token, seen = player.welcome["token"], player.frames[-1]
         async with running_server(**there) as app:
@@ -500,7 +514,7 @@ def test_after_a_crash_an_agent_steers_on_as_if_there_had_been_none(
             await agent.hear_frames(agent.welcome["first_chunk_frames"])
             for deed in DEEDS:
                 await step(agent, *deed)
-            await settle(agent, app)
+            await settle(app)
             there = after_the_crash()
             expected = [await step(agent, *deed) for deed in DEEDS]
         async with running_server(**there) as app, playing(app, token=agent.welcome["token"], **AGENT) as back:
@@ -521,7 +535,7 @@ def test_a_bad_moment_costs_nothing_but_time(
     async def scene() -> None:
         async with running_server(**kept) as app, playing(app, seed=9) as player:
             await player.hear_frames(20)
-            await settle(player, app)
+            await settle(app)
             there = after_the_crash()
             token = player.welcome["token"]
         (moment,) = (there["saves"].directory / "live").glob("*.safetensors")
@@ -624,6 +638,243 @@ def test_a_living_servers_sessions_are_not_lost_ones(running_server: RunningServ
     asyncio.run(scene())
 
 
+class Relabelled(PatternWorld):
+    """The same pictures, from what says it has other weights, or computes otherwise."""
+
+    def __init__(self, **identity: Any) -> None:
+        super().__init__(num_slots=4)
+        self._identity = identity
+
+    def identify(self, report: Report) -> Identity:
+        return replace(super().identify(report), **self._identity)
+
+
+def on_disk(*directories: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for each in directories for path in sorted(each.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("other", ["recordings", "weights", "config", "arithmetic", "earlier version"])
+def test_a_server_leaves_alone_what_is_not_its_own_of_the_living_and_the_killed(
+    running_server: RunningServer, kept: dict[str, Any], after_the_crash: Any, tmp_path: Path, other: str
+) -> None:
+    kept["saves"] = replace(kept["saves"], every_s=0.0)
+    strange = {"weights": {"weights": "x"}, "config": {"config": "x"}, "arithmetic": {"arithmetic": {"threads": "9"}}}
+    (tmp_path / "elsewhere").mkdir()
+
+    def beside(there: dict[str, Any]) -> AbstractAsyncContextManager[App]:
+        """Another server on the same saves, which waits for nobody."""
+        shared = {**there, "saves": replace(there["saves"], recover_s=0.0)}
+        if other == "recordings":
+            shared["record"] = Keep(tmp_path / "elsewhere")
+        return running_server(Relabelled(**strange.get(other, {})), **shared)
+
+    async def scene() -> None:
+        async with running_server(**kept) as app, playing(app, seed=9) as player:
+            await player.hear_frames(9)
+            async with beside(kept) as second:
+                assert second.door.recovery.counts.found == 0  # type: ignore[union-attr]
+            await player.hear_frames(9)
+            await settle(app)
+            there = after_the_crash()
+            token = player.welcome["token"]
+        if other == "earlier version":
+            rewrite_tickets(there, lambda ticket: {"recording": Path(ticket.recording).name, "of": {}})
+        before = on_disk(there["saves"].directory, there["record"].directory)
+        assert len(before) == 3, "a ticket, a moment and a recording"
+        async with beside(there) as second:
+            assert second.door.recovery.counts.found == second.door.lobby.reserved == 0  # type: ignore[union-attr]
+            async with playing(second, token=token) as stranger:
+                assert not stranger.welcome["resumed"]
+                await stranger.say("bye")
+        after = on_disk(there["saves"].directory, there["record"].directory)
+        assert {path: after.get(path) for path in before} == before
+        if other != "earlier version":
+            async with running_server(**there) as app, playing(app, token=token) as back:
+                assert back.welcome["resumed"]
+
+    asyncio.run(scene())
+
+
+def test_a_recording_that_another_world_made_is_refused_and_gets_no_end(
+    running_server: RunningServer, kept: dict[str, Any], after_the_crash: Any
+) -> None:
+    async def scene() -> None:
+        async with running_server(**kept) as app, playing(app, seed=9) as player:
+            await player.hear_frames(9)
+            there = after_the_crash()
+            token = player.welcome["token"]
+        other = Relabelled(arithmetic={"threads": "9"})
+        rewrite_tickets(there, lambda _: {"of": maker(other.name, other.identify(lambda stage, share: None))})
+        before = on_disk(there["saves"].directory, there["record"].directory)
+        async with running_server(other, **there) as app, playing(app, token=token) as stranger:
+            assert not stranger.welcome["resumed"] and app.door.recovery.counts.failed == 1  # type: ignore[union-attr]
+            (path,) = [path for path in before if path.suffix == ".mwrec"]
+            Journal.again(path).close()  # it is free for whoever can use it
+        after = on_disk(there["saves"].directory, there["record"].directory)
+        assert {path: after.get(path) for path in before} == before
+
+    asyncio.run(scene())
+
+
+def test_of_a_missing_recording_the_ticket_goes_if_it_was_here_or_is_too_old(
+    running_server: RunningServer, kept: dict[str, Any], tmp_path: Path
+) -> None:
+    live = Ledger(kept["saves"].directory / "live")
+
+    def ticket(session: str, directory: Path) -> None:
+        world = PatternWorld(num_slots=1)
+        of = maker(world.name, world.identify(lambda stage, share: None))
+        live.write(
+            Ticket(
+                session=session, token_hash=session, recording=str(directory / f"x-{session}.mwrec"), control="axes",
+                scene="", own_prompt="", seed=0, of=of,
+            )
+        )  # fmt: skip
+
+    async def scene() -> None:
+        ticket("here", kept["record"].directory)
+        for session in ("elsewhere", "old"):
+            ticket(session, tmp_path / "unplugged")
+        os.utime(live.directory / "old.json", (0, 0))
+        async with running_server(**kept) as app:
+            await settle(app)
+            assert [each.session for each in live.tickets()] == ["elsewhere", "old"]
+            async with playing(app) as player:
+                await settle(app)
+                assert {each.session for each in live.tickets()} == {"elsewhere", player.welcome["session"]}
+
+    asyncio.run(scene())
+
+
+async def came_back(app: App, token: str, code: str, **hello: Any) -> bool:
+    """Whether a token is let in to its session; else the answer is `code`. Then it hangs up."""
+    async with open_socket(app) as player:
+        await player.say("hello", version=1, token=token, **hello)
+        answer = await player.hear()
+        if answer["type"] == "welcome":
+            assert answer["resumed"]
+            return True
+        assert (answer["code"], answer["fatal"]) == (code, True)
+        return False
+
+
+SMALLER: dict[str, tuple[dict[str, Any], str]] = {
+    "fewer seats": ({"players": 1}, "full"),
+    "a seat without a slot": ({"players": 1, "park_bytes": 10**9}, "full"),
+    "no more time": ({"players": 4, "pledge": "enforced"}, "not_real_time"),
+}
+
+
+@pytest.mark.parametrize("smaller", SMALLER)
+def test_lost_sessions_that_have_no_room_wait_for_it(
+    running_server: RunningServer, kept: dict[str, Any], after_the_crash: Any, monkeypatch: pytest.MonkeyPatch,
+    smaller: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("gameserver.engine.measure", lambda *_: RealTime(0.25, (0.2, 0.4), 1))
+    settings, code = SMALLER[smaller]
+
+    async def scene() -> None:
+        async with running_server(**kept) as app, AsyncExitStack() as stack:
+            players = [await stack.enter_async_context(playing(app, seed=seed)) for seed in range(3)]
+            for player in players:
+                await player.hear_frames(9)
+            there = after_the_crash()
+            tokens = [player.welcome["token"] for player in players]
+        async with running_server(**settings, **there) as app:
+            assert app.door.lobby.reserved == 3
+            for i, token in enumerate(tokens):
+                async with playing(app, token=token) as back:
+                    assert back.welcome["resumed"], "however often there was no room before"
+                    await back.hear_frames(1)
+                    for other in tokens[i + 1 :] * 2:
+                        assert not await came_back(app, other, code)
+                    assert app.door.lobby.reserved == 2 - i
+                    await back.hear_frames(4)
+                    await back.say("bye")
+                    with pytest.raises(ConnectionClosed):
+                        while True:
+                            await back.hear()
+                while len(app.door.engine.mailbox) or len(app.door.lobby):  # until its place is free
+                    await asyncio.sleep(0)
+            back_again = app.door.recovery.counts  # type: ignore[union-attr]
+            assert (back_again.recovered, back_again.failed) == (3, 0)
+        assert [verified(recording).outcome for recording in recordings(there)] == ["equal"] * 3
+
+    asyncio.run(scene())
+
+
+def test_more_sessions_than_slots_come_back_where_some_stand_still(
+    running_server: RunningServer, kept: dict[str, Any], after_the_crash: Any
+) -> None:
+    async def scene() -> None:
+        parks = {"players": 1, "park_bytes": 10**9}
+        async with running_server(**parks, **kept) as app, AsyncExitStack() as stack:
+            tokens = []
+            for seed in range(2):
+                while len(tokens) == seed:  # the first one has to stand still for a while
+                    agent = await stack.enter_async_context(open_socket(app))
+                    await agent.say("hello", version=1, seed=seed, **AGENT)
+                    answer = await agent.hear()
+                    if answer["type"] == "welcome":
+                        tokens.append(answer["token"])
+                await agent.hear_frames(1)
+            there = after_the_crash()
+        async with running_server(**parks, **there) as app:
+            assert app.door.lobby.reserved == 2 > app.door.lobby.capacity
+            for token in tokens:  # the one before is gone, or about to be
+                while not await came_back(app, token, "full", **AGENT):
+                    pass
+            assert app.door.lobby.reserved == 0 and len(app.door.lobby) == 2
+            async with playing(app, token=tokens[0], **AGENT) as back:
+                assert back.welcome["resumed"]
+                await step(back, *DEEDS[0])
+
+    asyncio.run(scene())
+
+
+def test_who_comes_back_among_too_many_at_once_is_not_given_another_session(
+    running_server: RunningServer, kept: dict[str, Any], after_the_crash: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene() -> None:
+        async with running_server(**kept) as app, playing(app, seed=9) as player:
+            await player.hear_frames(9)
+            there = after_the_crash()
+            token = player.welcome["token"]
+        async with running_server(**there) as app:
+            put = app.door.mailbox.put
+            with monkeypatch.context() as patch:
+                patch.setattr(app.door.mailbox, "put", lambda letter: not isinstance(letter, Return) and put(letter))
+                assert not await came_back(app, token, "full")
+            assert app.door.lobby.reserved == 1 and not len(app.door.lobby)
+            assert await came_back(app, token, "")
+
+    asyncio.run(scene())
+
+
+def test_who_finds_no_room_until_the_time_is_over_is_over(
+    running_server: RunningServer, kept: dict[str, Any], after_the_crash: Any
+) -> None:
+    async def scene() -> None:
+        async with running_server(**kept) as app, playing(app, seed=9) as player:
+            await player.hear_frames(9)
+            there = after_the_crash()
+            token = player.welcome["token"]
+        async with running_server(**there) as app:
+            door, recovery = app.door, app.door.recovery
+            assert recovery is not None
+            lost = recovery.claim(token)
+            assert lost is not None
+            door._expire_lost(recovery)  # while it is being brought back
+            door._wait_again(lost, recovery)
+            while recovery.counts.expired == 0:
+                await asyncio.sleep(0)
+            assert door.lobby.reserved == 0 and recovery.claim(token) is None
+        (recording,) = recordings(there)
+        assert recording.ended and "nobody came back" in recording.marks[-1].text
+
+    asyncio.run(scene())
+
+
 def test_no_token_is_on_the_disk(running_server: RunningServer, kept: dict[str, Any]) -> None:
     async def scene() -> None:
         async with running_server(**kept) as app, playing(app) as player:
@@ -686,7 +937,7 @@ def test_a_model_goes_back_forks_and_comes_back_from_a_crash_to_the_bit(
             await player.hear_frames(8)
             async with playing(app, save=name) as fork:
                 await asyncio.gather(player.hear_frames(8), fork.hear_frames(12))
-                await settle(player, app)
+                await settle(app)
                 there = after_the_crash()
                 tokens = [each.welcome["token"] for each in (player, fork)]
         async with running_server(model(), **there) as app:

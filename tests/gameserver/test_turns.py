@@ -26,6 +26,7 @@ from gameserver.outbox import CHUNKS_WAITING, Outbox
 from gameserver.player import play
 from gameserver.policies import random_walk
 from gameserver.rgb import to_rgb
+from gameserver.saves import Shelf
 from sessions.recording import read
 from world.chunk import Geometry, Picture
 from world.motion import keyboard_poses, parse_script
@@ -224,6 +225,26 @@ def test_who_comes_back_says_lockstep_again_and_goes_on(running_server: RunningS
                 assert (chunk.index, chunk.control_seq, len(chunk.views)) == (2, 1, 4)
 
     asyncio.run(scene())
+
+
+def test_going_back_forgets_a_prompt_that_waits_for_steering(running_server: RunningServer, tmp_path: Path) -> None:
+    async def scene() -> None:
+        shelf = Shelf(tmp_path, every_s=1e9, recover_s=1e9)
+        async with running_server(players=1, limits=IMPATIENT, saves=shelf) as app, enter(app, "a") as one:
+            await one.chunk()
+            await one.step(1.0)
+            save = await one.save()
+            first = await one.step(0.0, 0.0, 1.0)
+            await one.prompt("snow")
+            await one.load(save)
+            again = await one.step(0.0, 0.0, 1.0)
+            assert again.index == first.index and shown(again) == shown(first), "it is not the world that was saved"
+
+    asyncio.run(scene())
+
+
+def shown(chunk: bot.Chunk) -> list[tuple[object, ...]]:
+    return [(view.packet.pose, view.rgb.tobytes()) for view in chunk.views]
 
 
 def test_an_agent_that_does_not_steer_is_closed_in_the_end(running_server: RunningServer) -> None:

@@ -194,3 +194,25 @@ def test_a_moment_of_another_line_of_play_does_not_fit(told: Told) -> None:
     assert not fits(replace(good, digest=bytes(16)), known)
     assert not fits(replace(good, chunk_index=len(known.chunks) + 1), known)
     assert not fits(replace(good, control="poses"), known)
+
+
+def test_a_connection_counts_its_controls_anew(told: Told) -> None:
+    """Else a client that came back twice would take its lost controls for played."""
+    assert story(told.recording).control_seq == told.seq > 0
+    told.records.append(Mark(kind="reconnect"))
+    assert story(told.recording).control_seq == 0
+
+
+def test_what_was_begun_before_somebody_came_back_counts_none_of_their_controls() -> None:
+    """An agent would take it for the answer to its first one."""
+    told = Told()
+    told.play(2, 1.0)
+    while not told.session.in_chunk:
+        told.game.now_s = told.game.game.due_s(told.game.now_s) or told.game.now_s
+        told.game.tick()
+    told.game.game.detach("a")
+    told.game.game.attach("a", told.game.now_s)
+    told.seq = 0
+    told.play(2, 0.5)
+    before, after = told.game.finished[-2:]
+    assert (before.control_seq, after.control_seq) == (0, 1) and before.path.control_seq == 1

@@ -64,6 +64,18 @@ def test_a_reconnected_page_starts_with_nothing_held() -> None:
     assert one.path is not None and (one.path.poses == one.path.poses[0]).all()
 
 
+def test_a_chunk_under_way_is_of_the_connection_before() -> None:
+    one = session()
+    one.begin(0.0, 0.0, 0)
+    one.detach()
+    one.attach(1.0)
+    assert one.of_before
+    for _ in range(3):
+        one.advance(1.0)
+    one.begin(1.0, 1.0, 1)
+    assert not one.of_before
+
+
 def test_the_last_prompt_counts_and_replaced_ones_are_counted() -> None:
     one = session()
     one.set_prompt(Prompt("fog", None))
