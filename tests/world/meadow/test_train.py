@@ -49,16 +49,20 @@ def test_the_losses_fall(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().out.count("its loss came to") == 2
 
 
-@pytest.mark.parametrize("own_from", ["1", "-1"])
-def test_stages_make_a_world_that_serves(tmp_path: Path, own_from: str):
-    common = ["--dir", str(tmp_path), "--device", "cpu", "--batch", "2"]
-    few = [*common, "--shards", "1", "--shard-clips", "2", "--latent-frames", "5"]
-    main(["clips", *few])
-    main(["vae", *common, "--seconds", "0.001"])
-    main(["latents", *few])
-    main(["dit", *common, "--seconds", "0.001", "--own-from", own_from])
-    main(["pack", *common])
-    weights = tmp_path / "world.safetensors"
+FEW = ["--device", "cpu", "--batch", "2", "--shards", "1", "--shard-clips", "2", "--latent-frames", "5"]
+
+
+@pytest.fixture(scope="module")
+def beginning(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has made its first world."""
+    run = tmp_path_factory.mktemp("beginning")
+    for stage in ("clips", "vae", "latents", "dit", "pack"):
+        main([stage, "--dir", str(run), *FEW, "--seconds", "0.001"])
+    return run
+
+
+def test_stages_make_a_world_that_serves(beginning: Path):
+    weights = beginning / "world.safetensors"
     world = load_meadow(1, torch.device("cpu"), torch.float32, lambda stage, share: None, weights)
     scene = world.scenes[0]
     image = world.prepare_image(scene.image)
@@ -66,6 +70,17 @@ def test_stages_make_a_world_that_serves(tmp_path: Path, own_from: str):
     poses, keys = np.tile(np.eye(4, dtype=np.float32), (2, 1, 1)), np.zeros((1, 4), np.float32)
     pictures = [p for step in range(world.num_steps) for p in world.step([Row(1, 0, step, poses, keys)])]
     assert [p.frames.shape for p in pictures] == [(1, 192, 224)]
+
+
+@pytest.mark.parametrize("own_from", ["1", "-1"])
+def test_a_student_learns_from_the_clip_or_from_its_own_past(beginning: Path, tmp_path: Path, own_from: str):
+    for name in ("latents", "statistics.json", "vae.pt"):
+        (tmp_path / name).symlink_to(beginning / name)
+    for stage in ("dit", "pack"):
+        main([stage, "--dir", str(tmp_path), *FEW, "--seconds", "0.001", "--own-from", own_from])
+    learned = packed(tmp_path / "world.safetensors", "dit")
+    assert learned.keys() == packed(beginning / "world.safetensors", "dit").keys()
+    assert all(t.isfinite().all() for t in learned.values())
 
 
 def test_what_is_invented_weighs_little():
@@ -78,18 +93,6 @@ def test_what_is_invented_weighs_little():
     fine, broad = (t[0, :, 0].tolist() for t in worth(Aged(batch, frames, nothing, generation=1)))
     assert fine[0] == fine[1] == pytest.approx([INVENTED, (1 + INVENTED) / 2, 1.0])
     assert broad[0] == [0, 0, 0] and broad[1] == pytest.approx([1 - w for w in fine[1]])  # another prompt holds
-
-
-FEW = ["--device", "cpu", "--batch", "2", "--shards", "1", "--shard-clips", "2", "--latent-frames", "5"]
-
-
-@pytest.fixture(scope="module")
-def beginning(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that has made its first world."""
-    run = tmp_path_factory.mktemp("beginning")
-    for stage in ("clips", "vae", "latents", "dit", "pack"):
-        main([stage, "--dir", str(run), *FEW, "--seconds", "0.001"])
-    return run
 
 
 @pytest.mark.parametrize("trained", ["nothing", "decoder", "vae"])
