@@ -459,6 +459,15 @@ def rewrite_tickets(there: dict[str, Any], change: Callable[[Ticket], dict[str, 
         ledger.write(msgspec.structs.replace(ticket, **change(ticket)))
 
 
+async def lost_session(
+    running_server: RunningServer, kept: dict[str, Any], after_the_crash: Any
+) -> tuple[dict[str, Any], str]:
+    """Where a killed server left a session of nine frames, and the token of its player."""
+    async with running_server(**kept) as app, playing(app, seed=9) as player:
+        await player.hear_frames(9)
+        return after_the_crash(), player.welcome["token"]
+
+
 async def settle(app: App) -> None:
     """Until every moment that was kept, and whatever else was to be done with saves, is on the disk."""
     assert app.door.saves is not None
@@ -699,10 +708,7 @@ def test_a_recording_that_another_world_made_is_refused_and_gets_no_end(
     running_server: RunningServer, kept: dict[str, Any], after_the_crash: Any
 ) -> None:
     async def scene() -> None:
-        async with running_server(**kept) as app, playing(app, seed=9) as player:
-            await player.hear_frames(9)
-            there = after_the_crash()
-            token = player.welcome["token"]
+        there, token = await lost_session(running_server, kept, after_the_crash)
         other = Relabelled(arithmetic={"threads": "9"})
         rewrite_tickets(there, lambda _: {"of": maker(other.name, other.identify(lambda stage, share: None))})
         before = on_disk(there["saves"].directory, there["record"].directory)
@@ -836,10 +842,7 @@ def test_who_comes_back_among_too_many_at_once_is_not_given_another_session(
     running_server: RunningServer, kept: dict[str, Any], after_the_crash: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scene() -> None:
-        async with running_server(**kept) as app, playing(app, seed=9) as player:
-            await player.hear_frames(9)
-            there = after_the_crash()
-            token = player.welcome["token"]
+        there, token = await lost_session(running_server, kept, after_the_crash)
         async with running_server(**there) as app:
             put = app.door.mailbox.put
             with monkeypatch.context() as patch:
@@ -855,10 +858,7 @@ def test_who_finds_no_room_until_the_time_is_over_is_over(
     running_server: RunningServer, kept: dict[str, Any], after_the_crash: Any
 ) -> None:
     async def scene() -> None:
-        async with running_server(**kept) as app, playing(app, seed=9) as player:
-            await player.hear_frames(9)
-            there = after_the_crash()
-            token = player.welcome["token"]
+        there, token = await lost_session(running_server, kept, after_the_crash)
         async with running_server(**there) as app:
             door, recovery = app.door, app.door.recovery
             assert recovery is not None
@@ -896,10 +896,7 @@ def test_a_lost_sessions_recording_is_not_removed_to_make_room(
     running_server: RunningServer, kept: dict[str, Any], after_the_crash: Any
 ) -> None:
     async def scene() -> None:
-        async with running_server(**kept) as app, playing(app, seed=9) as player:
-            await player.hear_frames(9)
-            there = after_the_crash()
-            token = player.welcome["token"]
+        there, token = await lost_session(running_server, kept, after_the_crash)
         there["record"] = replace(there["record"], max_bytes=1)
         async with running_server(**there) as app:
             async with playing(app, seed=1) as other:
