@@ -38,7 +38,7 @@ from world.nn.vae import VideoVAE
 from world.picture import to_i420, to_video
 from world.ranks import ALONE, Ranks
 from world.sampler import noise
-from world.scene import encode_image, first_frame_condition, moves_between, warp_condition
+from world.scene import OUTDATED, encode_image, first_frame_condition, moves_between, warp_condition
 from world.slab import Slab, store, unstore
 from world.text import PromptCache, TextEncoder
 from world.views import Views
@@ -165,7 +165,7 @@ class DiffusionWorld:
         self._check_slot(slot)
         self.slab.clean(slot)
         self.denoiser.set_text(slot, start.prompt.encoded)
-        views = Views(self.cfg.views)
+        views = Views(self.cfg.views, start.prompt.text)
         self._streams[slot] = _Stream(start.seed, start.image, start.intrinsics, start.scale, views)
 
     @torch.inference_mode()
@@ -272,13 +272,17 @@ class DiffusionWorld:
             return first_frame_condition(stream.image, row.chunk_index * frames, frames)
         views, path = stream.views, self._path(row)
         old, poses = path[:1] if row.chunk_index > 0 else path[1:2], path[1:]
-        if not views.poses:
+        if not views.kept:
             views.remember(poses[0])
             self.slab.views[row.slot, 0] = stream.image[:, 0]
         place = views.recall(poses[-1])
+        view, made_under = views.kept[place], views.prompt
+        if row.prompt is not None:
+            views.prompt = row.prompt.text
         newest = stream.image[:, 0] if row.chunk_index == 0 else self.slab.x[row.slot, :, -1]
-        known = [(newest, old), (self.slab.views[row.slot, place], views.poses[place][None])]
-        return torch.cat([self._warp(latent, pose, poses, stream.intrinsics) for latent, pose in known])
+        known = [(newest, old, made_under), (self.slab.views[row.slot, place], view.pose[None], view.prompt)]
+        trusted = [(latent, pose, 1.0 if prompt == views.prompt else OUTDATED) for latent, pose, prompt in known]
+        return torch.cat([self._warp(latent, pose, trust, poses, stream.intrinsics) for latent, pose, trust in trusted])
 
     def _path(self, row: Row) -> NDArray[np.float64]:
         """A row's poses where the stream is, in the units of warps and views: USUAL_SCALE of them count as 1 for the
@@ -288,12 +292,14 @@ class DiffusionWorld:
         return self._streams[row.slot].views.follow(path)
 
     def _warp(
-        self, latent: Tensor, old: NDArray[np.floating[Any]], new: NDArray[np.float64], intrinsics: NDArray[np.float32]
-    ) -> Tensor:
+        self, latent: Tensor, old: NDArray[np.floating[Any]], trust: float, new: NDArray[np.float64],
+        intrinsics: NDArray[np.float32],
+    ) -> Tensor:  # fmt: skip
         """A latent [16, h, w] seen from one pose, as it would look from f others: [20, f, h, w]."""
         moves, down = moves_between(new, np.repeat(old, len(new), axis=0))
-        seen_from = send(self.device, moves.numpy(), down.numpy(), intrinsics)
-        return warp_condition(latent.expand(len(new), -1, -1, -1), *seen_from, self.cfg.eye_units)
+        trusts = np.full(len(new), trust, np.float32)
+        *seen_from, trusts = send(self.device, moves.numpy(), down.numpy(), intrinsics, trusts)
+        return warp_condition(latent.expand(len(new), -1, -1, -1), *seen_from, self.cfg.eye_units, trusts)
 
     def _remember(self, rows: Sequence[Row]) -> None:
         """Keep the newest latent of these rows' finished chunks where no view stands for it."""

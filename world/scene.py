@@ -5,8 +5,9 @@ so from latent frame 29 on it is one constant: a stream needs one bounded encode
 
 `warp` (the built-in world): the newest latent the player has, and below it the view its camera remembers best (see
 world.views), each drawn anew for the camera's known motion as if all it saw were flat ground and far sky. The first of
-the mask's channels says what is known, the other three how far the camera has moved since: where the ground is not flat
-and things stand on it, the model must put them right.
+the mask's channels says what is known, and half known is what was made under another prompt: where things are, but not
+their colours. The other three say how far the camera has moved since: where the ground is not flat and things stand on
+it, the model must put them right.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from world.nn.vae import VideoVAE
 
 MASK_CHANNELS = 4
 FAR_UNITS = 25.0  # where the ground of a warp ends and what is beyond stands still
+OUTDATED = 0.5  # how well a view is known that another prompt than the present one made
 CONSTANT_FROM = 29  # latent index from which [image, black ...] encodes to a constant (Wan 2.1's receptive field)
 
 
@@ -39,12 +41,15 @@ def first_frame_condition(latents: Tensor, first_frame: int, frames: int) -> Ten
     return torch.cat([mask, picked])
 
 
-def warp_condition(latents: Tensor, moves: Tensor, down: Tensor, intrinsics: Tensor, eye_units: float) -> Tensor:
+def warp_condition(
+    latents: Tensor, moves: Tensor, down: Tensor, intrinsics: Tensor, eye_units: float, trust: Tensor
+) -> Tensor:  # fmt: skip
     """y [20, f, h, w] of f frames from the latent each is seen from [f, 16, h, w].
 
     moves [f, 4, 4] takes points from the new camera to that latent's, down [f, 3] is the world's down in the new
-    camera's axes, intrinsics [4] are in pixels, and the ground is `eye_units` below the camera. Every cell takes
-    (bilinearly) what the old view holds of the point that its ray meets.
+    camera's axes, intrinsics [4] are in pixels, the ground is `eye_units` below the camera, and trust [f] is
+    what the mask says of cells that are known: 1, or OUTDATED. Every cell takes (bilinearly) what the old view holds of
+    the point that its ray meets.
     """
     h, w = latents.shape[-2:]
     fx, fy, cx, cy = (intrinsics / SPATIAL_STRIDE).unbind()
@@ -62,7 +67,8 @@ def warp_condition(latents: Tensor, moves: Tensor, down: Tensor, intrinsics: Ten
     seen = F.grid_sample(latents, grid, padding_mode="border", align_corners=False)
     moved = moves[:, :3, 3]
     moved = (moved / (1 + moved.abs()))[:, :, None, None].expand(-1, -1, h, w)
-    return (torch.cat([torch.ones_like(known), moved, seen], dim=1) * known).transpose(0, 1)
+    trust = trust[:, None, None, None].expand_as(known)
+    return (torch.cat([trust, moved, seen], dim=1) * known).transpose(0, 1)
 
 
 def moves_between(new: NDArray[np.floating], old: NDArray[np.floating]) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,5 @@
 """What a stream remembers beyond its window: views it made, kept where its camera had not been and recalled when it
-comes back. Here is the bookkeeping by pose alone; the latents of the views lie in the slab. numpy only."""
+comes back. Here is the bookkeeping, by pose; the latents of the views lie in the slab. numpy only."""
 
 from __future__ import annotations
 
@@ -30,29 +30,36 @@ class ViewRules:
         return turned_deg / self.turn_deg + math.dist(a[:3, 3], b[:3, 3]) / self.walk_units
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    pose: Pose
+    prompt: str  # that it was made under
+
+
 @dataclass(slots=True)
 class Views:
-    """The poses one stream has views of, by the place in the slab where each view's latent lies. Place 0 is the start
-    picture's and is never given away; of the others the oldest makes room."""
+    """The views one stream has, by the place in the slab where each one's latent lies. Place 0 is the start picture's
+    and is never given away; of the others the oldest makes room."""
 
     rules: ViewRules
-    poses: dict[int, Pose] = field(default_factory=dict)  # place -> pose, the oldest first
+    prompt: str = ""  # that the stream's newest picture was made under
+    kept: dict[int, View] = field(default_factory=dict)  # by place, the oldest first
     position: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))  # where the stream has come to
 
     def facts(self) -> dict[str, Any]:
         """All of it but the rules, as JSON, to the bit."""
-        poses = [[place, np.asarray(pose, np.float64).tolist()] for place, pose in self.poses.items()]
-        return {"poses": poses, "position": self.position.tolist()}
+        kept = [[at, np.asarray(view.pose, np.float64).tolist(), view.prompt] for at, view in self.kept.items()]
+        return {"prompt": self.prompt, "kept": kept, "position": self.position.tolist()}
 
     @classmethod
     def of(cls, rules: ViewRules, facts: Mapping[str, Any]) -> Views:
         """ValueError if they are not `facts`."""
         try:
-            poses = {int(place): np.array(pose, np.float64).reshape(4, 4) for place, pose in facts["poses"]}
-            views = cls(rules, poses, np.array(facts["position"], np.float64).reshape(3))
+            kept = {int(at): View(np.array(pose, np.float64).reshape(4, 4), str(p)) for at, pose, p in facts["kept"]}
+            views = cls(rules, str(facts["prompt"]), kept, np.array(facts["position"], np.float64).reshape(3))
         except (KeyError, TypeError) as fault:
             raise ValueError(f"the views cannot be read: {fault}") from None
-        if sorted(poses) != list(range(len(poses))) or len(poses) > rules.capacity:
+        if sorted(kept) != list(range(len(kept))) or len(kept) > rules.capacity:
             raise ValueError("the views are not in places of their own")
         return views
 
@@ -65,19 +72,19 @@ class Views:
     def recall(self, pose: Pose) -> int:
         """The place of the view to show for a pose: the oldest that stands for it (the fewer steps a view is away from
         the start picture, the less it has drifted), else the nearest."""
-        apart = {place: self.rules.apart(pose, seen) for place, seen in self.poses.items()}
+        apart = {place: self.rules.apart(pose, view.pose) for place, view in self.kept.items()}
         return next((place for place, far in apart.items() if far <= 1), min(apart, key=apart.__getitem__))
 
     def remember(self, pose: Pose) -> int | None:
         """The stream has come to a pose: where to keep the view made there, or None where another stands for it."""
         self.position = np.array(pose[:3, 3], np.float64)
-        if any(self.rules.apart(pose, seen) <= 1 for seen in self.poses.values()):
+        if any(self.rules.apart(pose, view.pose) <= 1 for view in self.kept.values()):
             return None
-        place = len(self.poses)
+        place = len(self.kept)
         if place == self.rules.capacity:
-            place = next(p for p in self.poses if p != 0)
-            del self.poses[place]
-        self.poses[place] = np.array(pose)
+            place = next(p for p in self.kept if p != 0)
+            del self.kept[place]
+        self.kept[place] = View(np.array(pose), self.prompt)
         return place
 
 

@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.world.tiny_world import Life, Made, Player, alone, random_world, same_bits, tick, tiny_config
+from tests.world.tiny_world import PROMPTS, Life, Made, Player, alone, random_world, same_bits, tick, tiny_config
 from world.chunk import Scene, Start
 from world.loader import serving_dtype
 from world.meadow.config import meadow_config
 from world.model import DiffusionWorld
+from world.scene import OUTDATED
 
 SLOTS, LIVES, CHUNKS = 3, 4, 8
 WORLDS = {
@@ -188,6 +189,22 @@ def test_a_prompt_takes_effect_with_its_chunk_and_stays():
     assert not any(same_bits(plain[n], changed[n]) for n in (1, 2, 3))
     text = world.encode_prompt("another place")
     assert world.encode_prompt("another place") is text, "encoded once"
+
+
+def test_what_another_prompt_made_is_half_known_until_that_prompt_is_back():
+    world = random_world(tiny_config(), num_slots=1)
+    life, told = Life(0, 1, 5), (None, "another place", None, None, PROMPTS[0])
+    object.__setattr__(life, "prompts", told)
+    object.__setattr__(life, "poses", np.repeat(life.poses[:1], len(life.poses), axis=0))  # always before its start
+    player, trusts = Player(life, 1), []
+    world.open(1, life.start(world))
+    while not player.is_over:
+        begins = player.step_index == 0
+        tick(world, [player])
+        if begins:
+            trusts.append(tuple(mask.max().item() for mask in (world.slab.y[1, 0], world.slab.y[1, 20])))
+    half = OUTDATED
+    assert trusts == [(1, 1), (half, half), (1, half), (1, half), (half, 1)]
 
 
 def test_pictures_come_with_the_last_step_and_before_the_commit():

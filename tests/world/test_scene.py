@@ -12,6 +12,7 @@ from world.motion import step_pose
 from world.scene import (
     CONSTANT_FROM,
     MASK_CHANNELS,
+    OUTDATED,
     encode_image,
     first_frame_condition,
     moves_between,
@@ -56,7 +57,7 @@ def moved(**step: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def warp(latents: torch.Tensor, intrinsics: torch.Tensor = INTRINSICS, **step: float) -> torch.Tensor:
-    return warp_condition(latents, *moved(**step), intrinsics, EYE_UNITS)
+    return warp_condition(latents, *moved(**step), intrinsics, EYE_UNITS, torch.ones(1))
 
 
 def ramp(axis: int) -> torch.Tensor:
@@ -127,9 +128,11 @@ def test_frames_of_a_chunk_move_apart():
     poses = np.stack([np.eye(4), step_pose(np.eye(4), turn_deg=15, forward=0.3)])
     moves, down = moves_between(poses, np.tile(np.eye(4), (2, 1, 1)))
     latents = torch.randn(2, 16, 8, 12, generator=torch.Generator().manual_seed(0))
-    y = warp_condition(latents, moves, down, INTRINSICS, EYE_UNITS)
+    trust = torch.tensor([OUTDATED, 1.0])
+    y = warp_condition(latents, moves, down, INTRINSICS, EYE_UNITS, trust)
+    assert set(y[0, 0].unique().tolist()) == {OUTDATED} and set(y[0, 1].unique().tolist()) == {0.0, 1.0}
     for i in (slice(0, 1), slice(1, 2)):
-        assert torch.equal(y[:, i], warp_condition(latents[i], moves[i], down[i], INTRINSICS, EYE_UNITS))
+        assert torch.equal(y[:, i], warp_condition(latents[i], moves[i], down[i], INTRINSICS, EYE_UNITS, trust[i]))
 
 
 def test_a_small_step_far_from_the_origin_keeps_its_bits():

@@ -101,9 +101,12 @@ def test_views_are_part_of_a_state() -> None:
     for _ in range(KEPT):
         chunk(world, player)
     state = world.export(1)
-    assert len(state.facts["views"]["poses"]) == 3
+    assert len(state.facts["views"]["kept"]) == 3
     made: list[Made] = []
-    for facts in (state.facts, {**state.facts, "views": {**state.facts["views"], "poses": [[0, np.eye(4).tolist()]]}}):
+    for facts in (
+        state.facts,
+        {**state.facts, "views": {**state.facts["views"], "kept": [[0, np.eye(4).tolist(), ""]]}},
+    ):
         world.restore(1, SlotState(state.tensors, facts))
         again = Player(player.life, 1, chunk_index=KEPT)
         chunk(world, again)

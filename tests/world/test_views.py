@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -43,7 +45,7 @@ def test_the_oldest_that_fits_is_recalled_else_the_nearest() -> None:
 def test_the_oldest_but_the_start_makes_room() -> None:
     views = Views(RULES)
     assert [views.remember(at(turn)) for turn in (0, 30, 60, 90, 120, 150)] == [0, 1, 2, 3, 1, 2]
-    assert list(views.poses) == [0, 3, 1, 2]
+    assert list(views.kept) == [0, 3, 1, 2]
     assert views.recall(at()) == 0 and views.recall(at(120)) == 1
 
 
@@ -61,7 +63,19 @@ def test_a_stream_never_forgets_its_start_nor_keeps_more_than_it_may(steps: list
     views.remember(pose)
     for turn_deg, forward in steps:
         pose = step_pose(pose, forward, 0, turn_deg)
-        assert views.recall(pose) in views.poses
+        assert views.recall(pose) in views.kept
         place = views.remember(pose)
         assert place is None or 0 < place < RULES.capacity
-        assert len(views.poses) <= RULES.capacity and (views.poses[0] == np.eye(4)).all()
+        assert len(views.kept) <= RULES.capacity and (views.kept[0].pose == np.eye(4)).all()
+
+
+def test_a_view_tells_under_which_prompt_it_was_made_also_when_read_again():
+    views = Views(RULES, "day")
+    views.remember(at())
+    views.prompt = "night"
+    views.remember(at(90))
+    views.remember(at(10))  # where another stands for it
+    again = Views.of(RULES, json.loads(json.dumps(views.facts())))
+    for kept in (views, again):
+        assert [view.prompt for view in kept.kept.values()] == ["day", "night"] and kept.prompt == "night"
+    assert again.facts() == views.facts()

@@ -26,7 +26,8 @@ from world.views import recalled_frames
 
 TRAINING_SEEDS = 700_000  # seeds below this are for training, the rest are held out
 PER_CELL = 4  # pixels from one point that is looked up to the next
-CHANGING = 0.5  # share of clips whose prompt changes on the way
+CHANGING = 0.7  # share of clips whose prompt changes on the way
+DRAWN_AGAIN = 0.7  # chance of each attribute that may change
 _TENSORS = ("pictures", "poses", "recalled", "seen", "change")
 CHANGES = ("time", "season", "weather", "towers")  # what a prompt may change on the way: the place stays where it is
 
@@ -56,7 +57,7 @@ def draw_clips(
     later = [changed(look, rng) for look in looks]
     frames = TEMPORAL_STRIDE * (latent_frames - 1) + 1
     poses = torch.from_numpy(random_poses(rng, count, frames))
-    change = torch.from_numpy(rng.integers(2, max(3, latent_frames - 2), count))
+    change = torch.from_numpy(rng.integers(2, max(3, latent_frames - 6), count))  # and then long enough to get there
     change = torch.where(torch.from_numpy(rng.random(count) < CHANGING), change, latent_frames)
     first_changed = TEMPORAL_STRIDE * (change - 1) + 1  # the first of the video frames that latent frame decodes to
     which = (torch.arange(frames) >= first_changed[:, None]).long()
@@ -84,7 +85,7 @@ def changed(look: Look, rng: np.random.Generator) -> Look:
     """The same place, with some of what a prompt may change drawn again."""
     other = random_look(rng)
     return replace(look, **{f.name: getattr(other, f.name) for f in fields(Look)
-                            if f.name in CHANGES and rng.random() < 0.5})  # fmt: skip
+                            if f.name in CHANGES and rng.random() < DRAWN_AGAIN})  # fmt: skip
 
 
 def save(clips: Clips, path: Path) -> None:

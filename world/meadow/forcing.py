@@ -23,7 +23,7 @@ from world.meadow.teacher import default_intrinsics
 from world.nn.dit import CausalDiT, Pair, patchify, unpatchify
 from world.nn.rope import rotations
 from world.nn.text import ByteTextEncoder
-from world.scene import moves_between, warp_condition
+from world.scene import OUTDATED, moves_between, warp_condition
 
 SCALE = 0.2  # pose units that count as 1
 BROAD = 4  # cells of a latent across which its colours are looked at
@@ -133,11 +133,16 @@ def condition(history: Tensor, batch: Batch, eye_units: float) -> Tensor:
     views = torch.cat([batch.latents[:, :1], history[:, 1:]], dim=1)
     newest = torch.cat([views[:, :1], history[:, :-1]], dim=1)
     clip = torch.arange(len(history), device=history.device)[:, None]
-    parts = []
-    for source, moves in zip((newest, views[clip, batch.recalled]), batch.moves, strict=True):
+    index = torch.arange(history.shape[1], device=history.device).expand(len(history), -1)
+    change, parts = batch.change[:, None], []
+    for latents, made, moves in zip(
+        (newest, views[clip, batch.recalled]), ((index - 1).clamp(min=0), batch.recalled), batch.moves, strict=True
+    ):
+        outdated = (made < change) & (change <= index)
         shown = warp_condition(
-            source.flatten(0, 1), moves.flatten(0, 1), batch.down.flatten(0, 1), batch.lens, eye_units
-        )
+            latents.flatten(0, 1), moves.flatten(0, 1), batch.down.flatten(0, 1), batch.lens, eye_units,
+            torch.where(outdated, OUTDATED, 1.0).flatten(),
+        )  # fmt: skip
         parts.append(shown.transpose(0, 1)[:, :, None])
     return torch.cat(parts, dim=1)
 

@@ -22,6 +22,7 @@ from world.nn.dit import CausalDiT, init_weights
 from world.nn.text import ByteTextEncoder
 from world.nn.vae import VAEConfig, VideoVAE
 from world.sampler import from_sigmas
+from world.scene import OUTDATED
 from world.slab import Slab, put
 from world.text import ByteText
 from world.views import recalled_frames
@@ -85,9 +86,9 @@ def test_every_frame_of_a_clip_sees_what_the_ring_would_hold():
 
 @torch.no_grad()
 def test_the_condition_in_training_is_the_one_that_is_served():
-    """Along a way that turns, walks and comes back, so that older views are recalled."""
+    """Along a way that turns, walks and comes back, so that older views are recalled, some of another prompt."""
     torch.manual_seed(1)
-    cfg, frames = tiny_world(), 31
+    cfg, frames, change = tiny_world(), 31, 9
     dit, vae = CausalDiT(cfg.dit), VideoVAE(cfg.vae)
     init_weights(dit)
     intrinsics = default_intrinsics(48, 32).numpy()
@@ -95,12 +96,12 @@ def test_the_condition_in_training_is_the_one_that_is_served():
     world = DiffusionWorld(cfg, dit, vae, ByteText(ByteTextEncoder(TEXT)), [], 1)
     image = torch.randn(16, 1, 4, 6)
     world.open(1, Start(5, world.encode_prompt("a meadow"), image, intrinsics, SCALE))
-    shown, made = [], []
+    night, shown, made = world.encode_prompt("a meadow at night"), [], []
     for chunk in range(frames):
         row = poses[[max(0, chunk - 1), chunk]]
         row[:, :3, 3] -= row[0, :3, 3]  # as the game does: only relative motion counts for a world
         for step in range(world.num_steps + 1):
-            world.step([Row(1, chunk, step, row, np.zeros((1, 4), np.float32))])
+            world.step([Row(1, chunk, step, row, np.zeros((1, 4), np.float32), night if chunk == change else None)])
             if step == 0:
                 shown.append(world.slab.y[1].clone())
             if step == world.num_steps - 1:
@@ -109,8 +110,11 @@ def test_the_condition_in_training_is_the_one_that_is_served():
     truth = torch.cat([image[None, None, :, 0], torch.randn(1, frames - 1, 16, 4, 6)], dim=1)
     recalled = torch.from_numpy(recalled_frames(poses, cfg.views))[None]
     assert len(recalled.unique()) > 2 and (recalled[0].diff() < 0).any()  # it did come back
-    ids, never = torch.ones(2, 1, dtype=torch.int64), torch.tensor([frames])
-    batch = batch_of(truth, torch.from_numpy(poses)[None], recalled, torch.ones(1, frames, 4, 6), ids, never)
+    ids = torch.ones(2, 1, dtype=torch.int64)
+    seen = torch.ones(1, frames, 4, 6)
+    batch = batch_of(truth, torch.from_numpy(poses)[None], recalled, seen, ids, torch.tensor([change]))
+    trusts = {value for y in shown for mask in (y[0], y[20]) for value in mask.unique().tolist()}
+    assert trusts == {0.0, OUTDATED, 1.0}
     torch.testing.assert_close(condition(history, batch, cfg.eye_units), torch.stack(shown), rtol=1e-4, atol=1e-5)
 
 
