@@ -181,19 +181,21 @@ def noised(clean: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def next_generation(predict: Callable[[Tensor, Tensor], Tensor], sigmas: Sequence[float], like: Tensor) -> Tensor:
-    """What the student makes of every frame, given a history, with the sampler it is served with; `predict` is the
-    flow of noisy frames [C, m, 16, h, w] at levels [C, m] given that history.
+def next_generation(
+    predict: Callable[[Tensor, Tensor], Tensor], sigmas: Sequence[float], like: Tensor
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """What the student makes of every frame, given a history, with the sampler it is served with, and what its last
+    step began from; `predict` is the flow of noisy frames [C, m, 16, h, w] at levels [C, m] given that history.
 
     Applied k times to the true clip it gives, for all frames at once, what rolling out from the truth k frames back
     would: errors k generations old, and from frame k on none of the truth but the start picture.
     """
-    clean = torch.zeros_like(like)
+    clean = noisy = torch.zeros_like(like)
     for value in sigmas:
         sigma = torch.full(like.shape[:2], value, device=like.device)
         noisy = noised(clean, sigma, torch.randn_like(like))
         clean = noisy - value * predict(noisy, sigma)
-    return clean
+    return clean, noisy
 
 
 def flow_loss(clean: Tensor, noise: Tensor, flow: Tensor, fine: Tensor, broad: Tensor) -> Tensor:

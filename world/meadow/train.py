@@ -38,6 +38,7 @@ from world.config import WorldConfig
 from world.denoiser import Denoiser
 from world.meadow import dataset
 from world.meadow.config import TEXT, meadow_config
+from world.meadow.critic import Critic
 from world.meadow.forcing import Batch, batch_of, condition, control, flow_loss, next_generation, noised, predict, upto
 from world.meadow.graphed import Graphed
 from world.meadow.teacher import PLAIN, Brushes
@@ -55,6 +56,8 @@ VIEWINGS = 8  # batches of clips that take turns
 POOL = 12  # batches whose histories grow old together
 VISITS = 2  # updates from every generation of a batch's history
 INVENTED = 0.15  # weight of what a student has to invent
+ADVICE = 0.15  # weight of what the critic says of the invented
+HEEDED_AFTER = 500  # updates in which the critic's word grows to that
 OLDEST = 16  # generations after which a batch's history begins anew
 
 
@@ -304,17 +307,21 @@ class Aged:
     batch: Batch
     history: Tensor
     far: Tensor  # int64 [C], how much later in the stream the clip is played
+    before: Tensor  # the history that this one was made from
+    draft: Tensor  # what the last step of making it began from
     generation: int = 0
     visits: int = 0  # of this generation
 
 
-def generation(flow: Graphed, cfg: WorldConfig, aged: Aged) -> Tensor:
+def grow_older(flow: Graphed, cfg: WorldConfig, aged: Aged) -> None:
     """The history that the student makes of a batch's."""
 
     def predict(noisy: Tensor, sigma: Tensor) -> Tensor:
         return flow(noisy, aged.history, sigma, aged.far, *aged.batch.tensors())[0]
 
-    return next_generation(predict, cfg.schedule.sigmas, aged.history)
+    made, draft = next_generation(predict, cfg.schedule.sigmas, aged.history)
+    aged.before, aged.history, aged.draft = aged.history, made, draft
+    aged.generation, aged.visits = aged.generation + 1, 0
 
 
 def worth(aged: Aged) -> tuple[Tensor, Tensor]:
@@ -333,7 +340,7 @@ def worth(aged: Aged) -> tuple[Tensor, Tensor]:
 def fresh(batch: Batch) -> Aged:
     count, device = len(batch.latents), batch.latents.device
     far = torch.randint(0, 20_000, (count,), device=device) * (torch.rand(count, device=device) < 0.5)
-    return Aged(batch, batch.latents, far)
+    return Aged(batch, batch.latents, far, batch.latents, batch.latents)
 
 
 def dit(args: argparse.Namespace, device: torch.device) -> Run:
@@ -346,6 +353,7 @@ def dit(args: argparse.Namespace, device: torch.device) -> Run:
         if not same_latents(args):
             learned = {key: t for key, t in learned.items() if not key.startswith(OF_THE_LATENTS)}
         network.load_state_dict(network.state_dict() | learned)
+    critic = modules["critic"] = Critic(cfg.geometry.latent_channels).to(device)
     run = Run(args.dir / "dit.pt", modules, args.seconds, lr=args.lr or 1e-3)
     if args.compile:
         for block in network.blocks:
@@ -367,7 +375,24 @@ def dit(args: argparse.Namespace, device: torch.device) -> Run:
         run.descend(loss)
         return [loss.detach()]
 
-    learn, make = Graphed(learning), Graphed(lambda *inputs: [flow(*inputs)])
+    def learning_with_advice(
+        heed: Tensor, fine: Tensor, broad: Tensor, noise: Tensor, history: Tensor, sigma: Tensor, before: Tensor,
+        draft: Tensor, far: Tensor, *batch: Tensor,
+    ) -> list[Tensor]:  # fmt: skip
+        """Beside the loss, the last step of a generation again: what it makes of the draft is shown to the critic."""
+        clean, seen = batch[0], Batch(*batch).seen
+        made = flow(noised(clean, sigma, noise), history, sigma, far, *batch)
+        loss = flow_loss(clean, noise, made, fine, broad)
+        own = draft - last * flow(draft, before, torch.full_like(sigma, last), far, *batch)
+        with autocast(device):
+            advice = critic.advice(own.flatten(0, 1), (1 - seen).flatten(0, 1))
+            mistaken = critic.mistaken(clean.flatten(0, 1), own.flatten(0, 1))
+        run.descend(loss - heed * (own.flatten(0, 1) * advice).mean() + mistaken)
+        return [loss.detach(), mistaken.detach()]
+
+    last = cfg.schedule.sigmas[-1]
+    learn, advised, make = Graphed(learning), Graphed(learning_with_advice), Graphed(lambda *inputs: [flow(*inputs)])
+    mistaken = torch.zeros((), device=device)
     pool: list[Aged] = []
     began = time.monotonic()
     for share in run.steps():
@@ -381,16 +406,21 @@ def dit(args: argparse.Namespace, device: torch.device) -> Run:
         level = level * (torch.rand_like(level) < 0.8) * (1.0 if aged.generation == 0 else 0.3)
         clean = aged.batch.latents
         history, noise = aged.history + level * torch.randn_like(clean), torch.randn_like(clean)
-        (loss,) = learn(*worth(aged), noise, history, levels(served, clean), aged.far, *aged.batch.tensors())
+        told = (*worth(aged), noise, history, levels(served, clean))
+        if aged.generation > 0 and aged.visits == 0:
+            heed = torch.tensor(ADVICE * min(1.0, run.step / HEEDED_AFTER), device=device)
+            loss, mistaken = advised(heed, *told, aged.before, aged.draft, aged.far, *aged.batch.tensors())
+        else:
+            (loss,) = learn(*told, aged.far, *aged.batch.tensors())
         run.update(loss)
         if run.step % 100 == 0:
             error = (aged.history - clean)[:, -1].square().mean().sqrt().item()
-            print(f"dit: step {run.step}, {100 * share:.0f} %, loss {loss.item():.4f}, generation {aged.generation} "
-                  f"with error {error:.3f}, {time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
+            print(f"dit: step {run.step}, {100 * share:.0f} %, loss {loss.item():.4f}, critic {mistaken.item():.2f}, "
+                  f"generation {aged.generation} with error {error:.3f}, "
+                  f"{time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
         aged.visits += 1
         if share > args.own_from and aged.visits == VISITS:
-            aged.history = generation(make, cfg, aged)
-            aged.generation, aged.visits = aged.generation + 1, 0
+            grow_older(make, cfg, aged)
             if aged.generation > OLDEST:
                 pool[pool.index(aged)] = fresh(next(source))
     return run

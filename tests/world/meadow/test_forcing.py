@@ -157,7 +157,7 @@ def test_generations_are_rollouts_in_parallel(monkeypatch: pytest.MonkeyPatch):
         return predict(cfg, dit, text, batch, noisy, history, sigma, torch.zeros(2, dtype=torch.int64))
 
     for _ in range(frames):
-        history = next_generation(functools.partial(flow_given, history), SIGMAS, history)
+        history, _ = next_generation(functools.partial(flow_given, history), SIGMAS, history)
     torch.testing.assert_close(rollout(cfg, dit, text, batch), history, rtol=1e-3, atol=1e-4)
 
 

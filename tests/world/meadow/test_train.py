@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from world.chunk import Row, Start
+from world.meadow import train
 from world.meadow.built_in import load_meadow
 from world.meadow.forcing import Batch
 from world.meadow.train import INVENTED, Aged, main, packed, packed_statistics, worth
@@ -88,11 +90,34 @@ def test_what_is_invented_weighs_little():
     frames = torch.zeros(1, 2, 16, 1, 3)
     nothing = torch.zeros(1)
     batch = Batch(frames, nothing, nothing, nothing, nothing, nothing, seen, nothing, torch.tensor([1]))
-    fine, broad = worth(Aged(batch, frames, nothing))
+    fine, broad = worth(Aged(batch, frames, nothing, frames, frames))
     assert (fine == 1).all() and not broad.any()  # the history is true
-    fine, broad = (t[0, :, 0].tolist() for t in worth(Aged(batch, frames, nothing, generation=1)))
+    fine, broad = (t[0, :, 0].tolist() for t in worth(Aged(batch, frames, nothing, frames, frames, generation=1)))
     assert fine[0] == fine[1] == pytest.approx([INVENTED, (1 + INVENTED) / 2, 1.0])
     assert broad[0] == [0, 0, 0] and broad[1] == pytest.approx([1 - w for w in fine[1]])  # another prompt holds
+
+
+def test_what_students_make_of_their_own_is_shown_to_the_critic(
+    beginning: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """In the second update the one clip's history is a generation old: from then on critic and student learn of it."""
+    on = ["--dir", str(tmp_path), "--begin-from", str(beginning / "world.safetensors"), *FEW, "--own-from", "0"]
+    main(["latents", *on])
+    heeded: list[tuple[float, float]] = []
+
+    def steps(run: Run) -> Iterator[float]:
+        for _ in range(3):
+            yield 0.5
+            grads = [sum(p.grad.abs().sum().item() for p in run.modules[name].parameters() if p.grad is not None)
+                     for name in ("critic", "dit")]  # fmt: skip
+            heeded.append((grads[0], grads[1]))
+        run.save()
+
+    for name, value in (("POOL", 1), ("VISITS", 1), ("HEEDED_AFTER", 1)):
+        monkeypatch.setattr(train, name, value)
+    monkeypatch.setattr(Run, "steps", steps)
+    main(["dit", *on])
+    assert heeded[0][0] == 0 and all(critic > 0 for critic, _ in heeded[1:]) and all(dit > 0 for _, dit in heeded)
 
 
 @pytest.mark.parametrize("trained", ["nothing", "decoder", "vae"])
