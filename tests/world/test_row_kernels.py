@@ -56,6 +56,23 @@ def test_norm_turn(seed, heads, half, turned):
     torch.testing.assert_close(norm_turn(x, weight, 1e-6, turn).unflatten(-1, (heads, -1)), expected, **CLOSE)
 
 
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 2**32), heads=st.integers(1, 5), half=st.sampled_from([3, 8, 16]), turned=st.booleans())
+def test_keys_and_values_are_kept_where_they_belong_and_nothing_else_changes(seed, heads, half, turned):
+    from world.nn.row_kernels import keep, norm_turn
+
+    b, length, c = 2, 3, heads * 2 * half
+    wide, weight = normal(seed, b, length, 2 * c), normal(seed + 1, c)
+    k, v = wide.split(c, -1)  # parts of one tensor
+    turn = (normal(seed + 2, b, length, 1, half), normal(seed + 3, b, length, 1, half)) if turned else None
+    rings = normal(seed + 4, 2, 3 * b * length, c)
+    at = torch.randperm(len(rings[0]), generator=torch.Generator().manual_seed(seed))[: b * length].to(DEVICE)
+    expected = rings.clone()
+    expected[0, at], expected[1, at] = norm_turn(k, weight, 1e-6, turn).flatten(0, 1), v.flatten(0, 1)
+    keep(k, v, weight, 1e-6, turn, *rings, at)
+    assert torch.equal(rings, expected)
+
+
 FRAMES = st.tuples(*(st.integers(1, most) for most in (2, 4, 3, 5)), st.sampled_from([3, 16, 96]))  # B, T, H, W, C
 
 

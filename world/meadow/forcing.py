@@ -22,6 +22,7 @@ from world.config import WorldConfig
 from world.meadow.teacher import default_intrinsics
 from world.nn.dit import CausalDiT, Pair, patchify, unpatchify
 from world.nn.rope import rotations
+from world.nn.rows import Keys
 from world.nn.text import ByteTextEncoder
 from world.scene import moves_between, warp_condition
 
@@ -116,8 +117,8 @@ class Windows:
         shared = torch.cat([sink, past], dim=2).expand(2, -1, -1, -1, -1, -1, -1)  # [2, C, m, window - 1, L, N, d]
         return torch.cat([shared, x[:, :, :, None]], dim=3).flatten(3, 4).flatten(0, 2)
 
-    def attend(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        k, v = self._window(k).transpose(1, 2), self._window(v).transpose(1, 2)
+    def attend(self, layer_index: int, q: Tensor, keys: Keys, v: Tensor) -> Tensor:
+        k, v = self._window(keys.made()).transpose(1, 2), self._window(v).transpose(1, 2)
         return F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=self.mask).transpose(1, 2)
 
 

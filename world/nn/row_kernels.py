@@ -13,6 +13,7 @@ from torch import Tensor
 
 WARPS = 8  # of a token
 PROGRAM = 4096  # numbers that a program of small tokens has
+Pair = tuple[Tensor, Tensor]
 
 
 @triton.jit
@@ -48,14 +49,18 @@ def _add_norm(
 
 @triton.jit
 def _norm_turn(
-    x_ptr, weight_ptr, cos_ptr, sin_ptr, out_ptr, channels, eps, TURN: tl.constexpr, PAIRS: tl.constexpr,
-    WIDTH: tl.constexpr,
+    x_ptr, v_ptr, weight_ptr, cos_ptr, sin_ptr, at_ptr, out_ptr, v_out_ptr, channels, eps,
+    TURN: tl.constexpr, KEEP: tl.constexpr, PAIRS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, WIDTH)
     there = c < channels
     at = token * channels + c
+    into = at
     x = tl.load(x_ptr + at, mask=there, other=0.0).to(tl.float32)
+    if KEEP:
+        into = tl.load(at_ptr + token) * channels + c
+        tl.store(v_out_ptr + into, tl.load(v_ptr + at, mask=there, other=0.0), mask=there)
     root = tl.rsqrt(tl.sum(x * x, 0) / channels + eps)
     x = x * root * tl.load(weight_ptr + c, mask=there, other=0.0).to(tl.float32)
     if TURN:
@@ -65,7 +70,7 @@ def _norm_turn(
         cos = tl.load(cos_ptr + token * PAIRS + pair % PAIRS, mask=inside, other=0.0)
         sin = tl.load(sin_ptr + token * PAIRS + pair % PAIRS, mask=inside, other=0.0)
         x = tl.join(even * cos - odd * sin, even * sin + odd * cos).reshape(WIDTH)
-    tl.store(out_ptr + at, x.to(out_ptr.dtype.element_ty), mask=there)
+    tl.store(out_ptr + into, x.to(out_ptr.dtype.element_ty), mask=there)
 
 
 @triton.jit
@@ -101,8 +106,8 @@ def _quantise(x_ptr, out_ptr, scale_ptr, channels, greatest, least, WIDTH: tl.co
 
 def add_norm(
     x: Tensor, norm: tuple[Tensor, Tensor, float] | None, dtype: torch.dtype | None, branch: Tensor | None,
-    gate: Tensor | None, camera: tuple[Tensor, Tensor] | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    gate: Tensor | None, camera: Pair | None,
+) -> Pair:  # fmt: skip
     """`world.nn.rows.add_norm` with weight, bias and epsilon as `norm`, or without a norm its first half."""
     rows, length, channels = x.shape
     x = x.contiguous()
@@ -119,17 +124,33 @@ def add_norm(
     return summed, normed
 
 
-def norm_turn(x: Tensor, weight: Tensor, eps: float, turn: tuple[Tensor, Tensor] | None) -> Tensor:
+def norm_turn(x: Tensor, weight: Tensor, eps: float, turn: Pair | None) -> Tensor:
     """`world.nn.rows.norm_turn`, [B, L, C]."""
-    rows, length, channels = x.shape
     x = x.contiguous()
     out = torch.empty_like(x)
-    cos, sin = (t.contiguous() for t in turn) if turn is not None else (weight, weight)
-    _norm_turn[(rows * length,)](
-        x, weight, cos, sin, out, channels, eps, TURN=turn is not None, PAIRS=cos.shape[-1],
-        WIDTH=triton.next_power_of_2(channels), num_warps=WARPS,
-    )  # fmt: skip
+    _normed_and_turned(x, weight, eps, turn, out, kept=None)
     return out
+
+
+def keep(
+    x: Tensor, v: Tensor, weight: Tensor, eps: float, turn: Pair | None, k_ring: Tensor, v_ring: Tensor, at: Tensor
+) -> None:
+    """`norm_turn` of keys [B, L, C] into a ring [T, C], and values [B, L, C] as they are into another one, at places
+    int64 [B L]. Both rings are contiguous."""
+    assert k_ring.is_contiguous() and v_ring.is_contiguous()
+    _normed_and_turned(x.contiguous(), weight, eps, turn, k_ring, kept=(v.contiguous(), v_ring, at))
+
+
+def _normed_and_turned(
+    x: Tensor, weight: Tensor, eps: float, turn: Pair | None, out: Tensor, kept: tuple[Tensor, Tensor, Tensor] | None
+) -> None:
+    rows, length, channels = x.shape
+    cos, sin = (t.contiguous() for t in turn) if turn is not None else (weight, weight)
+    v, v_out, at = kept or (x, out, x)
+    _norm_turn[(rows * length,)](
+        x, v, weight, cos, sin, at, out, v_out, channels, eps, TURN=turn is not None, KEEP=kept is not None,
+        PAIRS=cos.shape[-1], WIDTH=triton.next_power_of_2(channels), num_warps=WARPS,
+    )  # fmt: skip
 
 
 def unit_norm(x: Tensor, gamma: Tensor, silu: bool) -> Tensor:
@@ -161,7 +182,7 @@ def _normed_into(out: Tensor, x: Tensor, gamma: Tensor, silu: bool, stack: int) 
     )  # fmt: skip
 
 
-def quantise(x: Tensor, dtype: torch.dtype, greatest: float, least: float) -> tuple[Tensor, Tensor]:
+def quantise(x: Tensor, dtype: torch.dtype, greatest: float, least: float) -> Pair:
     """[n, K] -> [n, K] in an FP8 dtype and the scales of rows, float32 [n, 1], `least` or more: a row's greatest number
     becomes `greatest`."""
     tokens, channels = x.shape

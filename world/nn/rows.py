@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,6 +43,26 @@ def norm_turn(x: Tensor, weight: Tensor, eps: float, heads: int, turn: Pair | No
         return _kernels().norm_turn(x, weight, eps, turn).unflatten(-1, (heads, -1))
     normed = F.rms_norm(x.float(), weight.shape, weight.float(), eps).to(x.dtype).unflatten(-1, (heads, -1))
     return normed if turn is None else rotate(normed, *turn)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Keys:
+    """Keys [B, L, N, d] and what is left to do to them: `norm_turn`, best done on the way to where they are kept."""
+
+    x: Tensor
+    norm: tuple[Tensor, float] | None = None  # weight [C] and epsilon; without one there is nothing to do
+    turn: Pair | None = None
+
+    def made(self) -> Tensor:
+        return self.x if self.norm is None else norm_turn(self.x.flatten(2), *self.norm, self.x.shape[2], self.turn)
+
+    def keep(self, v: Tensor, k_ring: Tensor, v_ring: Tensor, at: Tensor) -> None:
+        """Write them and values [B, L, N, d] into rings [T, N, d] at places int64 [B L]."""
+        if self.norm is not None and fused(self.x):
+            x, v, k_ring, v_ring = self.x.flatten(2), v.flatten(2), k_ring.flatten(1), v_ring.flatten(1)
+            return _kernels().keep(x, v, *self.norm, self.turn, k_ring, v_ring, at)
+        k_ring.index_copy_(0, at, self.made().flatten(0, 1))
+        v_ring.index_copy_(0, at, v.flatten(0, 1))
 
 
 def unit_norm(x: Tensor, gamma: Tensor, silu: bool) -> Tensor:
