@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.tiny_checkpoints import random_like
 from world.nn.dit import CausalDiT, DiTConfig, init_weights, keeps_float32, patchify, unpatchify
 from world.nn.rope import rotations
-from world.nn.rows import Keys
+from world.nn.rows import Keys, ScaleShift
 
 CFG = DiTConfig(32, 2, 3, 64, text_len=8, text_dim=12, freq_dim=16)
 SIZE = (2, 4, 6)  # f, h, w
@@ -55,7 +55,8 @@ def forward(dit: CausalDiT, x: Tensor, control: Tensor, text: Tensor, num_output
     rows = len(x)
     e, e0 = dit.time(torch.tensor([999.0, 500.0, 0.0])[:rows])
     memory, turn = Kept(), rotations(2 * torch.arange(rows), 2, 2, 3, CFG.head_dim)
-    flow = dit(patchify(x), e, e0, dit.camera(patchify(control)), dit.text(text), turn, memory, num_outputs)
+    camera = [ScaleShift(*pair) for pair in dit.camera(patchify(control))]
+    flow = dit(patchify(x), e, e0, camera, dit.text(text), turn, memory, num_outputs)
     return unpatchify(flow, *SIZE), memory
 
 

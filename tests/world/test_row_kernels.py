@@ -11,6 +11,7 @@ from torch import Tensor
 from tests.world.kernels import DEVICE, HALF, needs_triton
 from tests.world.tiny_world import Life, Player, random_world, tick, tiny_config
 from world.nn import rows, vae
+from world.nn.rows import ScaleShift
 
 pytestmark = needs_triton
 CLOSE = {"rtol": 0, "atol": 3e-5}
@@ -23,20 +24,24 @@ def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor
 @settings(max_examples=12, deadline=None)
 @given(
     seed=st.integers(0, 2**32), size=st.tuples(st.integers(1, 3), st.integers(1, 4), st.sampled_from([6, 96, 128])),
-    branched=st.booleans(), gated=st.booleans(), moved=st.booleans(), per_row=st.booleans(),
+    branched=st.booleans(), gated=st.booleans(), moved=st.sampled_from(["not", "by its row", "by its slot"]),
+    per_row=st.booleans(),
 )  # fmt: skip
 def test_add_norm(seed, size, branched, gated, moved, per_row):
     from world.nn.row_kernels import add_norm
 
-    b, _, c = size
+    b, length, c = size
     x = normal(seed, *size)
     branch = normal(seed + 1, *size, dtype=HALF) if branched else None
     six = normal(seed + 2, b, 6, c).unsqueeze(2).unbind(1)  # as a block takes its modulation apart
-    camera = (normal(seed + 3, *size), normal(seed + 4, *size)) if moved else None
+    slots = None if moved == "by its row" else normal(seed + 6, b + 2).argsort()[:b]
+    table = normal(seed + 3, 2, b if slots is None else b + 2, length, c)
+    camera = None if moved == "not" else ScaleShift(*table, slots)
     weight, bias = (1 + six[0], six[1]) if per_row else normal(seed + 5, 2, c)
     gate = six[2] if gated else None
     expected = rows.add_norm(x, weight, bias, 1e-6, torch.float32, branch, gate if branched else None, camera)
-    got = add_norm(x, (weight, bias, 1e-6), torch.float32, branch, gate if branched else None, camera)
+    moves = None if camera is None else (*table, slots)
+    got = add_norm(x, (weight, bias, 1e-6), torch.float32, branch, gate if branched else None, moves)
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other, **CLOSE)
     if branched:

@@ -22,7 +22,7 @@ from world.config import WorldConfig
 from world.meadow.teacher import default_intrinsics
 from world.nn.dit import CausalDiT, Pair, patchify, unpatchify
 from world.nn.rope import rotations
-from world.nn.rows import Keys
+from world.nn.rows import Keys, ScaleShift
 from world.nn.text import ByteTextEncoder
 from world.scene import moves_between, warp_condition
 
@@ -162,7 +162,7 @@ def predict(
     first = torch.where(index < cfg.sink_frames, index, index + start_frame[:, None]).flatten().repeat(2)
     size = 1, geometry.latent_height, geometry.latent_width
     grid = 1, geometry.latent_height // PATCH, geometry.latent_width // PATCH
-    cameras = [twice(pair) for pair in dit.camera(patchify(control(batch)))]
+    cameras = [ScaleShift(*twice(pair)) for pair in dit.camera(patchify(control(batch)))]
     changed = (index >= batch.change[:, None])[None, ..., None, None, None]  # [1, C, m, 1, 1, 1]
     texts = [(holding(k, changed), holding(v, changed)) for k, v in dit.text(text(batch.prompt_ids))]
     turn = rotations(first, *grid, cfg.dit.head_dim)

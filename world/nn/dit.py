@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from world.chunk import PATCH
 from world.nn.attention import attend
-from world.nn.rows import Keys, Pair, add, add_norm, linear_gelu, norm_turn
+from world.nn.rows import Keys, Pair, ScaleShift, add, add_norm, linear_gelu, norm_turn
 
 # What the published code keeps in float32; everything else may be cast to the serving dtype.
 FLOAT32_PREFIXES = ("time_embedding.", "time_projection.", "head.")
@@ -144,7 +144,15 @@ class Block(nn.Module):
         return self.cross_attn.keys(context).made(), self.cross_attn.values(context)
 
     def forward(
-        self, x: Tensor, e0: Tensor, camera: Pair, text: Pair, turn: Pair, memory: Memory, index: int, outputs: int
+        self,
+        x: Tensor,
+        e0: Tensor,
+        camera: ScaleShift,
+        text: Pair,
+        turn: Pair,
+        memory: Memory,
+        index: int,
+        outputs: int,
     ) -> Tensor:
         """x float32 [B, L, C], e0 float32 [B, 6, C]. Only the first `outputs` rows go on past the memory."""
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.modulation + e0).unsqueeze(2).unbind(1)  # [B, 1, C]
@@ -152,7 +160,8 @@ class Block(nn.Module):
         keys, v = self.self_attn.keys(u, turn), self.self_attn.values(u)
         if outputs < x.shape[0]:
             x, u, gate_a, shift_f, scale_f, gate_f = (t[:outputs] for t in (x, u, gate_a, shift_f, scale_f, gate_f))
-            camera, text, turn = ((a[:outputs], b[:outputs]) for a, b in (camera, text, turn))
+            camera = camera.first(outputs)
+            text, turn = ((a[:outputs], b[:outputs]) for a, b in (text, turn))
         seen = memory.attend(index, self.self_attn.queries(u, turn) if outputs else v[:0], keys, v)
         if outputs == 0:
             return x
@@ -221,7 +230,7 @@ class CausalDiT(nn.Module):
         x: Tensor,
         e: Tensor,
         e0: Tensor,
-        camera: Sequence[Pair],
+        camera: Sequence[ScaleShift],
         text: Sequence[Pair],
         turn: Pair,
         memory: Memory,

@@ -18,9 +18,10 @@ Pair = tuple[Tensor, Tensor]
 
 @triton.jit
 def _add_norm(
-    x_ptr, branch_ptr, gate_ptr, camera_scale_ptr, camera_shift_ptr, weight_ptr, bias_ptr, sum_ptr, out_ptr,
+    x_ptr, branch_ptr, gate_ptr, slots_ptr, camera_scale_ptr, camera_shift_ptr, weight_ptr, bias_ptr, sum_ptr, out_ptr,
     channels, length, gate_row, weight_row, bias_row, eps,
-    BRANCH: tl.constexpr, GATE: tl.constexpr, CAMERA: tl.constexpr, NORM: tl.constexpr, WIDTH: tl.constexpr,
+    BRANCH: tl.constexpr, GATE: tl.constexpr, CAMERA: tl.constexpr, SLOTS: tl.constexpr, NORM: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     row = token // length
@@ -34,8 +35,11 @@ def _add_norm(
             branch *= tl.load(gate_ptr + row * gate_row + c, mask=there, other=0.0)
         x += branch
     if CAMERA:
-        scale = tl.load(camera_scale_ptr + at, mask=there, other=0.0).to(tl.float32)
-        x = x * (1 + scale) + tl.load(camera_shift_ptr + at, mask=there, other=0.0).to(tl.float32)
+        of = at
+        if SLOTS:
+            of = (tl.load(slots_ptr + row) * length + token % length) * channels + c
+        scale = tl.load(camera_scale_ptr + of, mask=there, other=0.0).to(tl.float32)
+        x = x * (1 + scale) + tl.load(camera_shift_ptr + of, mask=there, other=0.0).to(tl.float32)
     if BRANCH or CAMERA:
         tl.store(sum_ptr + at, x, mask=there)
     if NORM:
@@ -106,20 +110,21 @@ def _quantise(x_ptr, out_ptr, scale_ptr, channels, greatest, least, WIDTH: tl.co
 
 def add_norm(
     x: Tensor, norm: tuple[Tensor, Tensor, float] | None, dtype: torch.dtype | None, branch: Tensor | None,
-    gate: Tensor | None, camera: Pair | None,
+    gate: Tensor | None, camera: tuple[Tensor, Tensor, Tensor | None] | None,
 ) -> Pair:  # fmt: skip
-    """`world.nn.rows.add_norm` with weight, bias and epsilon as `norm`, or without a norm its first half."""
+    """`world.nn.rows.add_norm` with weight, bias and epsilon as `norm`, or without a norm its first half; scale,
+    shift and slots as `camera`."""
     rows, length, channels = x.shape
     x = x.contiguous()
     summed = x if branch is None and camera is None else torch.empty_like(x)
     normed = x if norm is None else torch.empty_like(x, dtype=dtype)
     weight, bias, eps = norm or (x, x, 0.0)
-    scale, shift = camera or (x, x)
+    scale, shift, slots = camera or (x, x, None)
     _add_norm[(rows * length,)](
-        x, _given(branch, x), x if gate is None else gate, _given(scale, x), _given(shift, x), weight, bias, summed,
-        normed, channels, length, _between(gate), _between(weight), _between(bias), eps, BRANCH=branch is not None,
-        GATE=gate is not None, CAMERA=camera is not None, NORM=norm is not None,
-        WIDTH=triton.next_power_of_2(channels), num_warps=WARPS,
+        x, _given(branch, x), x if gate is None else gate, _given(slots, x), _given(scale, x), _given(shift, x), weight,
+        bias, summed, normed, channels, length, _between(gate), _between(weight), _between(bias), eps,
+        BRANCH=branch is not None, GATE=gate is not None, CAMERA=camera is not None, SLOTS=slots is not None,
+        NORM=norm is not None, WIDTH=triton.next_power_of_2(channels), num_warps=WARPS,
     )  # fmt: skip
     return summed, normed
 

@@ -14,6 +14,25 @@ from world.nn.rope import rotate
 Pair = tuple[Tensor, Tensor]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ScaleShift:
+    """What moves rows of tokens: scale and shift [R, L, C]. Row i takes row i of them or, with slots int64 [B], row
+    slots[i], which kernels read where it lies."""
+
+    scale: Tensor
+    shift: Tensor
+    slots: Tensor | None = None
+
+    def first(self, rows: int) -> ScaleShift:
+        if self.slots is None:
+            return ScaleShift(self.scale[:rows], self.shift[:rows])
+        return ScaleShift(self.scale, self.shift, self.slots[:rows])
+
+    def pair(self) -> Pair:
+        """Each row's own [B, L, C]."""
+        return (self.scale, self.shift) if self.slots is None else (self.scale[self.slots], self.shift[self.slots])
+
+
 def add(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
     """x float32 [B, L, C] + gate float32 [B, 1, C] * branch [B, L, C]."""
     return _kernels().add_norm(x, None, None, branch, gate, None)[0] if fused(x) else x + gate * branch
@@ -21,17 +40,18 @@ def add(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
 
 def add_norm(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype, branch: Tensor | None = None,
-    gate: Tensor | None = None, camera: Pair | None = None,
+    gate: Tensor | None = None, camera: ScaleShift | None = None,
 ) -> Pair:  # fmt: skip
     """The residual stream x float32 [B, L, C] with a branch [B, L, C] added to it, through a gate float32 [B, 1, C] if
-    there is one, then moved by the camera's scale and shift [B, L, C]; and its layer norm, with weight and bias float32
+    there is one, then moved by the camera; and its layer norm, with weight and bias float32
     [B, 1, C] or [C], in a dtype."""
     if fused(x):
-        return _kernels().add_norm(x, (weight, bias, eps), dtype, branch, gate, camera)
+        moved = None if camera is None else (camera.scale, camera.shift, camera.slots)
+        return _kernels().add_norm(x, (weight, bias, eps), dtype, branch, gate, moved)
     if branch is not None:
         x = x + (branch if gate is None else gate * branch)
     if camera is not None:
-        scale, shift = camera
+        scale, shift = camera.pair()
         x = (1 + scale) * x + shift
     return x, (F.layer_norm(x, x.shape[-1:], eps=eps) * weight + bias).to(dtype)
 
