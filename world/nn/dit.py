@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from world.chunk import PATCH
 from world.nn.attention import attend
-from world.nn.rows import Keys, Pair, ScaleShift, add, add_norm, linear_gelu, norm_turn
+from world.nn.rows import Keys, Pair, Quantised, ScaleShift, add, add_norm, linear_gelu, norm_turn, quantise
 
 # What the published code keeps in float32; everything else may be cast to the serving dtype.
 FLOAT32_PREFIXES = ("time_embedding.", "time_projection.", "head.")
@@ -74,8 +74,8 @@ def unpatchify(tokens: Tensor, f: int, h: int, w: int) -> Tensor:
     return x.permute(0, 6, 1, 2, 4, 3, 5).reshape(b, c, f, h, w)
 
 
-def linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    return layer(x.to(layer.bias.dtype))
+def linear(layer: nn.Linear, x: Tensor | Quantised) -> Tensor:
+    return layer(x.to(layer.bias.dtype) if isinstance(x, Tensor) else x)
 
 
 def mlp(layers: nn.Sequential, x: Tensor) -> Tensor:
@@ -102,14 +102,19 @@ class Attention(nn.Module):
         self.norm_q, self.norm_k = HeadNorm(cfg.dim, cfg.eps), HeadNorm(cfg.dim, cfg.eps)
         self.heads = cfg.num_heads
 
-    def queries(self, x: Tensor, turn: Pair | None = None) -> Tensor:
+    def taken(self, x: Tensor) -> Tensor | Quantised:
+        """x as q, k and v multiply it: where they are in FP8, rounded once for the three."""
+        weight = self.q.weight.dtype
+        return quantise(x, weight) if weight.itemsize == 1 else x
+
+    def queries(self, x: Tensor | Quantised, turn: Pair | None = None) -> Tensor:
         return self.norm_q(linear(self.q, x), self.heads, turn)
 
-    def keys(self, x: Tensor, turn: Pair | None = None) -> Keys:
+    def keys(self, x: Tensor | Quantised, turn: Pair | None = None) -> Keys:
         projected = linear(self.k, x).unflatten(-1, (self.heads, -1))
         return Keys(projected, (self.norm_k.weight, self.norm_k.eps), turn)
 
-    def values(self, x: Tensor) -> Tensor:
+    def values(self, x: Tensor | Quantised) -> Tensor:
         return linear(self.v, x).unflatten(-1, (self.heads, -1))
 
     def out(self, x: Tensor) -> Tensor:
@@ -157,6 +162,7 @@ class Block(nn.Module):
         """x float32 [B, L, C], e0 float32 [B, 6, C]. Only the first `outputs` rows go on past the memory."""
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.modulation + e0).unsqueeze(2).unbind(1)  # [B, 1, C]
         x, u = add_norm(x, 1 + scale_a, shift_a, self.eps, self.dtype)
+        u = self.self_attn.taken(u)
         keys, v = self.self_attn.keys(u, turn), self.self_attn.values(u)
         if outputs < x.shape[0]:
             x, u, gate_a, shift_f, scale_f, gate_f = (t[:outputs] for t in (x, u, gate_a, shift_f, scale_f, gate_f))
