@@ -14,6 +14,7 @@ from world.chunk import Picture, Precision, Report, Row, WeightLayout
 from world.config import WorldConfig
 from world.loader import serving_device, serving_dtype
 from world.model import DiffusionWorld
+from world.nn.rows import Keys
 from world.random_weights import grey_scene, random_networks
 from world.ranks import Ranks
 from world.sharding import lay_out
@@ -76,7 +77,8 @@ class SlicedRing(RingView):
                 place = begin + (index if index < cfg.sink_frames else wrapped) * tokens
                 self.writes.append((i, slice(frame * tokens, (frame + 1) * tokens), slice(place, place + tokens)))
 
-    def attend(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer_index: int, q: Tensor, keys: Keys, v: Tensor) -> Tensor:
+        k = keys.made()
         for i, own, place in self.writes:
             self.slab.k[layer_index][place].copy_(k[i, own])
             self.slab.v[layer_index][place].copy_(v[i, own])

@@ -9,6 +9,7 @@ from world.chunk import PATCH
 from world.config import WorldConfig
 from world.nn.dit import CausalDiT, patchify, unpatchify
 from world.nn.rope import rotations
+from world.nn.rows import ScaleShift
 from world.sampler import clean, renoise
 from world.slab import Gathered, Slab, put
 
@@ -58,7 +59,7 @@ class Denoiser:
             ranks.mine(patchify(torch.cat([x, slab.y[slots]], dim=1))),
             self.e[steps],
             self.e0[steps],
-            Gathered(slab.camera, slots),
+            [ScaleShift(*pair, slots) for pair in slab.camera],
             Gathered(slab.text, slots),
             (ranks.mine(cos), ranks.mine(sin)),
             slab.view(slots, first_frame),

@@ -18,6 +18,7 @@ from world.chunk import Stored
 from world.config import WorldConfig
 from world.nn.attention import Ring, ring_door
 from world.nn.dit import Memory, Pair
+from world.nn.rows import Keys
 from world.nn.vae import VideoVAE
 from world.ranks import ALONE, Ranks
 from world.ulysses import Ulysses
@@ -55,9 +56,8 @@ class RingView:
         held = (first_frame + cfg.geometry.chunk_frames).clamp(max=cfg.window_frames)
         self.valid_tokens = (held * tokens).int()  # [B], a prefix: the ring fills in order
 
-    def attend(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self.slab.k[layer_index].index_copy_(0, self.at, k.flatten(0, 1))
-        self.slab.v[layer_index].index_copy_(0, self.at, v.flatten(0, 1))
+    def attend(self, layer_index: int, q: Tensor, keys: Keys, v: Tensor) -> Tensor:
+        keys.keep(v, self.slab.k[layer_index], self.slab.v[layer_index], self.at)
         return self.seen(layer_index, q)
 
     def seen(self, layer_index: int, q: Tensor) -> Tensor:
@@ -202,7 +202,14 @@ class Gathered(Sequence[Pair]):
 
     def __getitem__(self, layer_index: int) -> Pair:  # type: ignore[override]
         a, b = self.pairs[layer_index]
-        return a[self.slots], b[self.slots]
+        return _taken(a, self.slots), _taken(b, self.slots)
+
+
+def _taken(t: Tensor, slots: Tensor) -> Tensor:
+    """t[slots], in words of 8 bytes where a row has whole ones: a GPU copies number by number."""
+    if t[0].nbytes % torch.int64.itemsize:
+        return t[slots]
+    return t.flatten(1).view(torch.int64)[slots].view(t.dtype).unflatten(1, t.shape[1:])
 
 
 def put(pairs: Sequence[Pair], slots: Tensor, new: Sequence[Pair]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from tests.tiny_checkpoints import random_like
 from world.nn.dit import CausalDiT, DiTConfig, init_weights, keeps_float32, patchify, unpatchify
 from world.nn.rope import rotations
+from world.nn.rows import Keys, ScaleShift
 
 CFG = DiTConfig(32, 2, 3, 64, text_len=8, text_dim=12, freq_dim=16)
 SIZE = (2, 4, 6)  # f, h, w
@@ -26,8 +27,8 @@ class Kept:
         self.v: dict[int, Tensor] = {}
         self.reads: list[tuple[int, int]] = []
 
-    def attend(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self.k[layer_index], self.v[layer_index] = k, v
+    def attend(self, layer_index: int, q: Tensor, keys: Keys, v: Tensor) -> Tensor:
+        self.k[layer_index], self.v[layer_index] = keys.made(), v
         self.reads.append((layer_index, q.shape[0]))
         k, v = self.k[layer_index][: len(q)], self.v[layer_index][: len(q)]
         return F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)
@@ -54,7 +55,8 @@ def forward(dit: CausalDiT, x: Tensor, control: Tensor, text: Tensor, num_output
     rows = len(x)
     e, e0 = dit.time(torch.tensor([999.0, 500.0, 0.0])[:rows])
     memory, turn = Kept(), rotations(2 * torch.arange(rows), 2, 2, 3, CFG.head_dim)
-    flow = dit(patchify(x), e, e0, dit.camera(patchify(control)), dit.text(text), turn, memory, num_outputs)
+    camera = [ScaleShift(*pair) for pair in dit.camera(patchify(control))]
+    flow = dit(patchify(x), e, e0, camera, dit.text(text), turn, memory, num_outputs)
     return unpatchify(flow, *SIZE), memory
 
 

@@ -15,18 +15,20 @@ from tests.world.tiny_world import Life, Player, alone, random_world, same_bits,
 from world.chunk import PRECISIONS, WorldError, precision_in, spelled
 from world.loader import load_world
 from world.model import DiffusionWorld
+from world.nn import dit, fp8
 from world.nn.dit import CausalDiT
 from world.nn.fp8 import (
+    E4M3,
     LINEARS,
     Float8Linear,
     plain_product,
     precision_of,
     product_door,
-    quantise,
     scaled_product,
     to_fp8,
     when_placed,
 )
+from world.nn.rows import Quantised, quantise
 from world.random_weights import random_networks
 
 CPU = torch.device("cpu")
@@ -62,7 +64,8 @@ def test_a_number_is_off_by_a_sixteenth_or_half_the_finest_step(seed: int, magni
     """Whatever the size of the row: 10^-30 to 10^30."""
     x = some(3, 32, seed=seed).double() * 10.0**magnitude * torch.tensor([[1.0], [1e-3], [1e3]])
     x = x.bfloat16()
-    values, scale = quantise(x)
+    made = quantise(x, E4M3)
+    values, scale = made.values, made.scale
     error = (values.double() * scale.double() - x.double()).abs()
     assert (error <= torch.maximum(x.double().abs() / 16, scale.double() * 2**-10) * (1 + 1e-6)).all()
     assert (values.float().abs().amax(-1) == 448).all(), "all of the range is used"
@@ -71,8 +74,10 @@ def test_a_number_is_off_by_a_sixteenth_or_half_the_finest_step(seed: int, magni
 def test_a_product_is_as_near_as_its_rounded_numbers() -> None:
     """Against float64: what is rounded is the operands, and the sum to bfloat16, nothing else."""
     linear, x = a_linear(), some(2, 5, 64)
-    (values, scale), (weight, weight_scale) = quantise(x.flatten(0, 1)), quantise(linear.weight)
-    exact = (values.double() * scale) @ (weight.double() * weight_scale).t() + linear.bias.double()
+    values, weight = (
+        t.values.double() * t.scale for t in (quantise(x.flatten(0, 1), E4M3), quantise(linear.weight, E4M3))
+    )
+    exact = values @ weight.t() + linear.bias.double()
     made = Float8Linear(linear, plain_product)(x)
     assert made.shape == (2, 5, 48) and made.dtype == torch.bfloat16
     torch.testing.assert_close(made.flatten(0, 1).double(), exact, rtol=2**-8, atol=1e-5)
@@ -196,6 +201,25 @@ def test_what_is_spelled_can_be_read() -> None:
 def test_test_pictures_have_no_precision() -> None:
     with pytest.raises(WorldError, match="no linears"):
         load_world("pattern", 1, quiet, precision="fp8")
+
+
+def test_what_several_multiply_is_rounded_once_and_each_makes_the_same_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """q, k and v of self-attention, and the first rows' part too."""
+    x = some(3, 5, 64)
+    layer, rounded = Float8Linear(a_linear(), plain_product), quantise(x, E4M3)
+    assert torch.equal(layer(rounded), layer(x)) and torch.equal(layer(rounded[:2]), layer(x[:2]))
+    world, times = fp8_world(), [0]
+    life = Life(0, 1, 1)
+    world.open(1, life.start(world))
+
+    def counted(x: Tensor, dtype: torch.dtype) -> Quantised:
+        times[0] += 1
+        return quantise(x, dtype)
+
+    for module in (dit, fp8):
+        monkeypatch.setattr(module, "quantise", counted)
+    tick(world, [Player(life, 1)])
+    assert times[0] == CFG.dit.num_layers * (len(LINEARS) - 2)
 
 
 def test_a_player_sees_the_same_bits_alone_and_in_company() -> None:

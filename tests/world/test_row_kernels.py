@@ -11,6 +11,7 @@ from torch import Tensor
 from tests.world.kernels import DEVICE, HALF, needs_triton
 from tests.world.tiny_world import Life, Player, random_world, tick, tiny_config
 from world.nn import rows, vae
+from world.nn.rows import ScaleShift
 
 pytestmark = needs_triton
 CLOSE = {"rtol": 0, "atol": 3e-5}
@@ -23,20 +24,24 @@ def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor
 @settings(max_examples=12, deadline=None)
 @given(
     seed=st.integers(0, 2**32), size=st.tuples(st.integers(1, 3), st.integers(1, 4), st.sampled_from([6, 96, 128])),
-    branched=st.booleans(), gated=st.booleans(), moved=st.booleans(), per_row=st.booleans(),
+    branched=st.booleans(), gated=st.booleans(), moved=st.sampled_from(["not", "by its row", "by its slot"]),
+    per_row=st.booleans(),
 )  # fmt: skip
 def test_add_norm(seed, size, branched, gated, moved, per_row):
     from world.nn.row_kernels import add_norm
 
-    b, _, c = size
+    b, length, c = size
     x = normal(seed, *size)
     branch = normal(seed + 1, *size, dtype=HALF) if branched else None
     six = normal(seed + 2, b, 6, c).unsqueeze(2).unbind(1)  # as a block takes its modulation apart
-    camera = (normal(seed + 3, *size), normal(seed + 4, *size)) if moved else None
+    slots = None if moved == "by its row" else normal(seed + 6, b + 2).argsort()[:b]
+    table = normal(seed + 3, 2, b if slots is None else b + 2, length, c)
+    camera = None if moved == "not" else ScaleShift(*table, slots)
     weight, bias = (1 + six[0], six[1]) if per_row else normal(seed + 5, 2, c)
     gate = six[2] if gated else None
     expected = rows.add_norm(x, weight, bias, 1e-6, torch.float32, branch, gate if branched else None, camera)
-    got = add_norm(x, (weight, bias, 1e-6), torch.float32, branch, gate if branched else None, camera)
+    moves = None if camera is None else (*table, slots)
+    got = add_norm(x, (weight, bias, 1e-6), torch.float32, branch, gate if branched else None, moves)
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other, **CLOSE)
     if branched:
@@ -54,6 +59,23 @@ def test_norm_turn(seed, heads, half, turned):
     turn = (normal(seed + 2, 2, 3, 1, half), normal(seed + 3, 2, 3, 1, half)) if turned else None
     expected = rows.norm_turn(x, weight, 1e-6, heads, turn)
     torch.testing.assert_close(norm_turn(x, weight, 1e-6, turn).unflatten(-1, (heads, -1)), expected, **CLOSE)
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 2**32), heads=st.integers(1, 5), half=st.sampled_from([3, 8, 16]), turned=st.booleans())
+def test_keys_and_values_are_kept_where_they_belong_and_nothing_else_changes(seed, heads, half, turned):
+    from world.nn.row_kernels import keep, norm_turn
+
+    b, length, c = 2, 3, heads * 2 * half
+    wide, weight = normal(seed, b, length, 2 * c), normal(seed + 1, c)
+    k, v = wide.split(c, -1)  # parts of one tensor
+    turn = (normal(seed + 2, b, length, 1, half), normal(seed + 3, b, length, 1, half)) if turned else None
+    rings = normal(seed + 4, 2, 3 * b * length, c)
+    at = torch.randperm(len(rings[0]), generator=torch.Generator().manual_seed(seed))[: b * length].to(DEVICE)
+    expected = rings.clone()
+    expected[0, at], expected[1, at] = norm_turn(k, weight, 1e-6, turn).flatten(0, 1), v.flatten(0, 1)
+    keep(k, v, weight, 1e-6, turn, *rings, at)
+    assert torch.equal(rings, expected)
 
 
 FRAMES = st.tuples(*(st.integers(1, most) for most in (2, 4, 3, 5)), st.sampled_from([3, 16, 96]))  # B, T, H, W, C
@@ -86,14 +108,16 @@ def test_stacked_norm(seed, size):
 def test_quantise(seed, tokens, channels):
     from world.nn.row_kernels import quantise
 
-    x, e4m3, tiny = normal(seed, tokens, channels), torch.float8_e4m3fn, torch.finfo(torch.float32).tiny
+    x, e4m3 = normal(seed, tokens, channels), torch.float8_e4m3fn
     x[0, :2] = float("nan") if seed % 3 == 0 else 0.0
-    got, scale = quantise(x, e4m3, torch.finfo(e4m3).max, tiny)
-    expected, expected_scale = rows.quantise(x, e4m3, tiny)
-    torch.testing.assert_close(scale[1:], expected_scale[1:], rtol=1e-6, atol=0)
+    got, scale = quantise(x, e4m3, torch.finfo(e4m3).max, rows.LEAST_SCALE)
+    expected = rows.quantise(x, e4m3)
+    torch.testing.assert_close(scale[1:], expected.scale[1:], rtol=1e-6, atol=0)
     if DEVICE == "cuda":  # interpreted, FP8 is rounded otherwise
         assert got[0].float().isnan().any() == x[0].isnan().any()
-        torch.testing.assert_close(got[1:].float(), expected[1:].float(), rtol=1 / 8, atol=1e-9)  # a rounding apart
+        torch.testing.assert_close(
+            got[1:].float(), expected.values[1:].float(), rtol=1 / 8, atol=1e-9
+        )  # a rounding apart
 
 
 def test_a_token_has_the_bits_it_has_alone():

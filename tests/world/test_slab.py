@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.world.tiny_world import random_world, tiny_config
+from world.nn.rows import Keys
 from world.slab import Gathered, Slab, put, ring_frames
 
 CPU = torch.device("cpu")
@@ -52,7 +53,7 @@ def test_rows_write_to_their_own_slots_and_places(slab):
     cfg, tokens = slab.cfg, slab.cfg.geometry.frame_tokens
     view = slab.view(torch.tensor([3, 1]), torch.tensor([4, 0]))  # frames 4, 5 and 0, 1
     k = torch.randn(2, cfg.geometry.chunk_tokens, cfg.dit.num_heads, cfg.dit.head_dim)
-    assert view.attend(1, k[:0], k, -k).shape == k[:0].shape
+    assert view.attend(1, k[:0], Keys(k), -k).shape == k[:0].shape
     assert view.valid_tokens.tolist() == [5 * tokens, 2 * tokens]
     places = {3: (4, 1), 1: (0, 1)}  # frame 5 took the place of frame 1
     for row, (slot, frames) in enumerate(places.items()):
@@ -72,7 +73,7 @@ def test_a_view_reads_its_slots_up_to_what_they_hold(slab):
     slab.clean(2)
     view = slab.view(torch.tensor([2]), torch.tensor([0]))
     q, k, v = torch.randn(3, 1, cfg.geometry.chunk_tokens, cfg.dit.num_heads, cfg.dit.head_dim)
-    seen = view.attend(0, q, k, v)
+    seen = view.attend(0, q, Keys(k), v)
     scores = torch.einsum("lnd,snd->nls", q[0], k[0]) / cfg.dit.head_dim**0.5
     expected = torch.einsum("nls,snd->lnd", scores.softmax(-1), v[0])
     torch.testing.assert_close(seen[0], expected, rtol=0, atol=1e-5)
@@ -120,7 +121,7 @@ def test_padding_rows_write_to_nobodys_ring_and_read_none(slab, outputs):
     before = {slot: {name: own.clone() for name, own in slab.rows(slot)} for slot in slots}
     view = slab.view(torch.tensor([3, 0, 0]), torch.tensor([0, 0, 0]))
     q, k, v = torch.randn(3, 3, cfg.geometry.chunk_tokens, cfg.dit.num_heads, cfg.dit.head_dim)
-    seen = view.attend(1, q[:outputs], k, v)
+    seen = view.attend(1, q[:outputs], Keys(k), v)
     assert seen.isfinite().all(), "what lies behind a padding row's ring shows in it"
     for slot in (1, 2):
         for name, own in slab.rows(slot):
@@ -137,6 +138,19 @@ def test_gathered_and_put():
     for i, (a, b) in enumerate(Gathered(pairs, torch.tensor([1, 0, 3]))):
         assert a[:, 0].tolist() == [i + 1, 0, i + 1] and b[:, 0].tolist() == [-i - 1, 0, -i - 1]
         assert b.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 5), (3, 2, 4)])
+def test_rows_are_gathered_with_all_their_bits(dtype, shape):
+    """Whole words or not, NaN among them."""
+    words = torch.randint(-(2**15), 2**15, (4, *shape), dtype=torch.int32, generator=torch.Generator().manual_seed(1))
+    t, slots = words.to(torch.int16).view(torch.bfloat16).to(dtype), torch.tensor([2, 0, 1])
+    t[2, 0] = float("nan")
+    raw = torch.int32 if dtype == torch.float32 else torch.int16
+    (a, b), *_ = Gathered([(t, t[:3])], slots)
+    for got in (a, b):
+        assert got.shape == (3, *shape) and torch.equal(got.view(raw), t.view(raw)[slots])
 
 
 def test_decoder_caches_are_what_the_decoder_asks_for():

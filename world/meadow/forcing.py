@@ -22,6 +22,7 @@ from world.config import WorldConfig
 from world.meadow.teacher import default_intrinsics
 from world.nn.dit import CausalDiT, Pair, patchify, unpatchify
 from world.nn.rope import rotations
+from world.nn.rows import Keys, ScaleShift
 from world.nn.text import ByteTextEncoder
 from world.scene import OUTDATED, moves_between, warp_condition
 
@@ -116,8 +117,8 @@ class Windows:
         shared = torch.cat([sink, past], dim=2).expand(2, -1, -1, -1, -1, -1, -1)  # [2, C, m, window - 1, L, N, d]
         return torch.cat([shared, x[:, :, :, None]], dim=3).flatten(3, 4).flatten(0, 2)
 
-    def attend(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        k, v = self._window(k).transpose(1, 2), self._window(v).transpose(1, 2)
+    def attend(self, layer_index: int, q: Tensor, keys: Keys, v: Tensor) -> Tensor:
+        k, v = self._window(keys.made()).transpose(1, 2), self._window(v).transpose(1, 2)
         return F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=self.mask).transpose(1, 2)
 
 
@@ -166,7 +167,7 @@ def predict(
     first = torch.where(index < cfg.sink_frames, index, index + start_frame[:, None]).flatten().repeat(2)
     size = 1, geometry.latent_height, geometry.latent_width
     grid = 1, geometry.latent_height // PATCH, geometry.latent_width // PATCH
-    cameras = [twice(pair) for pair in dit.camera(patchify(control(batch)))]
+    cameras = [ScaleShift(*twice(pair)) for pair in dit.camera(patchify(control(batch)))]
     changed = (index >= batch.change[:, None])[None, ..., None, None, None]  # [1, C, m, 1, 1, 1]
     texts = [(holding(k, changed), holding(v, changed)) for k, v in dit.text(text(batch.prompt_ids))]
     turn = rotations(first, *grid, cfg.dit.head_dim)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from world.chunk import PATCH
 from world.nn.attention import attend
-from world.nn.rows import Pair, add, add_norm, linear_gelu, norm_turn
+from world.nn.rows import Keys, Pair, Quantised, ScaleShift, add, add_norm, linear_gelu, norm_turn, quantise
 
 # What the published code keeps in float32; everything else may be cast to the serving dtype.
 FLOAT32_PREFIXES = ("time_embedding.", "time_projection.", "head.")
@@ -55,9 +55,9 @@ class DiTConfig:
 
 
 class Memory(Protocol):
-    def attend(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Keep k and v [B, L, N, d] of these rows, then attend with q [outputs, L, N, d], the first rows', to what each
-        may see: [outputs, L, N, d]. There may be no outputs."""
+    def attend(self, layer_index: int, q: Tensor, keys: Keys, v: Tensor) -> Tensor:
+        """Keep keys and v [B, L, N, d] of these rows, then attend with q [outputs, L, N, d], the first rows', to what
+        each may see: [outputs, L, N, d]. There may be no outputs."""
 
 
 def patchify(x: Tensor) -> Tensor:
@@ -74,8 +74,8 @@ def unpatchify(tokens: Tensor, f: int, h: int, w: int) -> Tensor:
     return x.permute(0, 6, 1, 2, 4, 3, 5).reshape(b, c, f, h, w)
 
 
-def linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    return layer(x.to(layer.bias.dtype))
+def linear(layer: nn.Linear, x: Tensor | Quantised) -> Tensor:
+    return layer(x.to(layer.bias.dtype) if isinstance(x, Tensor) else x)
 
 
 def mlp(layers: nn.Sequential, x: Tensor) -> Tensor:
@@ -102,13 +102,19 @@ class Attention(nn.Module):
         self.norm_q, self.norm_k = HeadNorm(cfg.dim, cfg.eps), HeadNorm(cfg.dim, cfg.eps)
         self.heads = cfg.num_heads
 
-    def queries(self, x: Tensor, turn: Pair | None = None) -> Tensor:
+    def taken(self, x: Tensor) -> Tensor | Quantised:
+        """x as q, k and v multiply it: where they are in FP8, rounded once for the three."""
+        weight = self.q.weight.dtype
+        return quantise(x, weight) if weight.itemsize == 1 else x
+
+    def queries(self, x: Tensor | Quantised, turn: Pair | None = None) -> Tensor:
         return self.norm_q(linear(self.q, x), self.heads, turn)
 
-    def keys(self, x: Tensor, turn: Pair | None = None) -> Tensor:
-        return self.norm_k(linear(self.k, x), self.heads, turn)
+    def keys(self, x: Tensor | Quantised, turn: Pair | None = None) -> Keys:
+        projected = linear(self.k, x).unflatten(-1, (self.heads, -1))
+        return Keys(projected, (self.norm_k.weight, self.norm_k.eps), turn)
 
-    def values(self, x: Tensor) -> Tensor:
+    def values(self, x: Tensor | Quantised) -> Tensor:
         return linear(self.v, x).unflatten(-1, (self.heads, -1))
 
     def out(self, x: Tensor) -> Tensor:
@@ -140,19 +146,29 @@ class Block(nn.Module):
 
     def text(self, context: Tensor) -> Pair:
         """K and V [B, text_len, N, d] of a prompt for this block's cross-attention."""
-        return self.cross_attn.keys(context), self.cross_attn.values(context)
+        return self.cross_attn.keys(context).made(), self.cross_attn.values(context)
 
     def forward(
-        self, x: Tensor, e0: Tensor, camera: Pair, text: Pair, turn: Pair, memory: Memory, index: int, outputs: int
+        self,
+        x: Tensor,
+        e0: Tensor,
+        camera: ScaleShift,
+        text: Pair,
+        turn: Pair,
+        memory: Memory,
+        index: int,
+        outputs: int,
     ) -> Tensor:
         """x float32 [B, L, C], e0 float32 [B, 6, C]. Only the first `outputs` rows go on past the memory."""
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.modulation + e0).unsqueeze(2).unbind(1)  # [B, 1, C]
         x, u = add_norm(x, 1 + scale_a, shift_a, self.eps, self.dtype)
-        k, v = self.self_attn.keys(u, turn), self.self_attn.values(u)
+        u = self.self_attn.taken(u)
+        keys, v = self.self_attn.keys(u, turn), self.self_attn.values(u)
         if outputs < x.shape[0]:
             x, u, gate_a, shift_f, scale_f, gate_f = (t[:outputs] for t in (x, u, gate_a, shift_f, scale_f, gate_f))
-            camera, text, turn = ((a[:outputs], b[:outputs]) for a, b in (camera, text, turn))
-        seen = memory.attend(index, self.self_attn.queries(u, turn) if outputs else k[:0], k, v)
+            camera = camera.first(outputs)
+            text, turn = ((a[:outputs], b[:outputs]) for a, b in (text, turn))
+        seen = memory.attend(index, self.self_attn.queries(u, turn) if outputs else v[:0], keys, v)
         if outputs == 0:
             return x
         weight, bias = self.norm3.weight.float(), self.norm3.bias.float()
@@ -220,7 +236,7 @@ class CausalDiT(nn.Module):
         x: Tensor,
         e: Tensor,
         e0: Tensor,
-        camera: Sequence[Pair],
+        camera: Sequence[ScaleShift],
         text: Sequence[Pair],
         turn: Pair,
         memory: Memory,

@@ -1,9 +1,10 @@
 """Linears in FP8 (Micikevicius et al. 2022, e4m3): each output channel of a weight and each token of an activation is
 scaled so that its greatest number is the greatest there is, 448, and rounded.
 
-A token's scale comes from that token alone, when it is multiplied: what is made of a row does not depend on the rows
-beside it, and nothing is calibrated. Of a DiT those linears of its blocks are replaced that run in every forward and
-are large; prompts and cameras, embeddings, time and head stay as they are, and so do the dtypes between linears.
+A token's scale comes from that token alone, when it is multiplied (by several linears: once): what is made of a row
+does not depend on the rows beside it, and nothing is calibrated. Of a DiT those linears of its blocks are replaced that
+run in every forward and are large; prompts and cameras, embeddings, time and head stay as they are, and so do the
+dtypes between linears.
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from world.chunk import Precision, WorldError
-from world.nn import rows
 from world.nn.dit import CausalDiT
+from world.nn.rows import Quantised, quantise
 
 E4M3 = torch.float8_e4m3fn
-LEAST_SCALE = torch.finfo(torch.float32).tiny  # so that zeros are divided by something
 UNIT = 16  # numbers, of which a GPU takes whole ones
 
 # In every block, by their names in it.
@@ -33,12 +33,6 @@ LINEARS = (
 # x e4m3 [M, K], its scales float32 [M, 1], weight e4m3 [N, K], its scales float32 [N, 1], bias bfloat16 [N]
 # -> bfloat16 [M, N]
 Product = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-
-
-def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
-    """[n, K] -> e4m3 [n, K] and the scale of each row, float32 [n, 1]: their product is x but for 1/16 of each number,
-    or 2^-10 scales. A row of zeros stays one; of a row with NaN or an infinity in it NaN is made."""
-    return rows.quantise(x, E4M3, LEAST_SCALE)
 
 
 def scaled_product(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
@@ -61,19 +55,22 @@ def product_door(device: torch.device) -> Product:
 
 
 class Float8Linear(nn.Module):
-    """A linear with its weight in FP8: bfloat16 [..., K] -> bfloat16 [..., N]."""
+    """A linear with its weight in FP8: bfloat16 [..., K], rounded already or not, -> bfloat16 [..., N]."""
 
     def __init__(self, linear: nn.Linear, product: Product):
         super().__init__()
-        weight, scale = quantise(linear.weight.detach())
-        self.weight = nn.Parameter(weight, requires_grad=False)  # [N, K]
-        self.scale = nn.Parameter(scale, requires_grad=False)  # [N, 1]
+        weight = quantise(linear.weight.detach(), E4M3)
+        self.weight = nn.Parameter(weight.values, requires_grad=False)  # [N, K]
+        self.scale = nn.Parameter(weight.scale, requires_grad=False)  # [N, 1]
         self.bias = nn.Parameter(linear.bias.detach().bfloat16(), requires_grad=False)  # [N]
         self.product = product
 
-    def forward(self, x: Tensor) -> Tensor:
-        made = self.product(*quantise(x.flatten(0, -2)), self.weight, self.scale, self.bias)
-        return made.unflatten(0, x.shape[:-1])
+    def forward(self, x: Tensor | Quantised) -> Tensor:
+        if isinstance(x, Tensor):
+            x = quantise(x, E4M3)
+        values, scale = x.values.flatten(0, -2), x.scale.flatten(0, -2)
+        made = self.product(values, scale, self.weight, self.scale, self.bias)
+        return made.unflatten(0, x.values.shape[:-1])
 
 
 def to_fp8(dit: CausalDiT, device: torch.device) -> None:

@@ -13,13 +13,15 @@ from torch import Tensor
 
 WARPS = 8  # of a token
 PROGRAM = 4096  # numbers that a program of small tokens has
+Pair = tuple[Tensor, Tensor]
 
 
 @triton.jit
 def _add_norm(
-    x_ptr, branch_ptr, gate_ptr, camera_scale_ptr, camera_shift_ptr, weight_ptr, bias_ptr, sum_ptr, out_ptr,
+    x_ptr, branch_ptr, gate_ptr, slots_ptr, camera_scale_ptr, camera_shift_ptr, weight_ptr, bias_ptr, sum_ptr, out_ptr,
     channels, length, gate_row, weight_row, bias_row, eps,
-    BRANCH: tl.constexpr, GATE: tl.constexpr, CAMERA: tl.constexpr, NORM: tl.constexpr, WIDTH: tl.constexpr,
+    BRANCH: tl.constexpr, GATE: tl.constexpr, CAMERA: tl.constexpr, SLOTS: tl.constexpr, NORM: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     row = token // length
@@ -33,8 +35,11 @@ def _add_norm(
             branch *= tl.load(gate_ptr + row * gate_row + c, mask=there, other=0.0)
         x += branch
     if CAMERA:
-        scale = tl.load(camera_scale_ptr + at, mask=there, other=0.0).to(tl.float32)
-        x = x * (1 + scale) + tl.load(camera_shift_ptr + at, mask=there, other=0.0).to(tl.float32)
+        of = at
+        if SLOTS:
+            of = (tl.load(slots_ptr + row) * length + token % length) * channels + c
+        scale = tl.load(camera_scale_ptr + of, mask=there, other=0.0).to(tl.float32)
+        x = x * (1 + scale) + tl.load(camera_shift_ptr + of, mask=there, other=0.0).to(tl.float32)
     if BRANCH or CAMERA:
         tl.store(sum_ptr + at, x, mask=there)
     if NORM:
@@ -48,14 +53,18 @@ def _add_norm(
 
 @triton.jit
 def _norm_turn(
-    x_ptr, weight_ptr, cos_ptr, sin_ptr, out_ptr, channels, eps, TURN: tl.constexpr, PAIRS: tl.constexpr,
-    WIDTH: tl.constexpr,
+    x_ptr, v_ptr, weight_ptr, cos_ptr, sin_ptr, at_ptr, out_ptr, v_out_ptr, channels, eps,
+    TURN: tl.constexpr, KEEP: tl.constexpr, PAIRS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, WIDTH)
     there = c < channels
     at = token * channels + c
+    into = at
     x = tl.load(x_ptr + at, mask=there, other=0.0).to(tl.float32)
+    if KEEP:
+        into = tl.load(at_ptr + token) * channels + c
+        tl.store(v_out_ptr + into, tl.load(v_ptr + at, mask=there, other=0.0), mask=there)
     root = tl.rsqrt(tl.sum(x * x, 0) / channels + eps)
     x = x * root * tl.load(weight_ptr + c, mask=there, other=0.0).to(tl.float32)
     if TURN:
@@ -65,7 +74,7 @@ def _norm_turn(
         cos = tl.load(cos_ptr + token * PAIRS + pair % PAIRS, mask=inside, other=0.0)
         sin = tl.load(sin_ptr + token * PAIRS + pair % PAIRS, mask=inside, other=0.0)
         x = tl.join(even * cos - odd * sin, even * sin + odd * cos).reshape(WIDTH)
-    tl.store(out_ptr + at, x.to(out_ptr.dtype.element_ty), mask=there)
+    tl.store(out_ptr + into, x.to(out_ptr.dtype.element_ty), mask=there)
 
 
 @triton.jit
@@ -101,35 +110,52 @@ def _quantise(x_ptr, out_ptr, scale_ptr, channels, greatest, least, WIDTH: tl.co
 
 def add_norm(
     x: Tensor, norm: tuple[Tensor, Tensor, float] | None, dtype: torch.dtype | None, branch: Tensor | None,
-    gate: Tensor | None, camera: tuple[Tensor, Tensor] | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`world.nn.rows.add_norm` with weight, bias and epsilon as `norm`, or without a norm its first half."""
+    gate: Tensor | None, camera: tuple[Tensor, Tensor, Tensor | None] | None,
+) -> Pair:  # fmt: skip
+    """`world.nn.rows.add_norm` with weight, bias and epsilon as `norm`, or without a norm its first half; scale,
+    shift and slots as `camera`."""
     rows, length, channels = x.shape
     x = x.contiguous()
     summed = x if branch is None and camera is None else torch.empty_like(x)
     normed = x if norm is None else torch.empty_like(x, dtype=dtype)
     weight, bias, eps = norm or (x, x, 0.0)
-    scale, shift = camera or (x, x)
+    scale, shift, slots = camera or (x, x, None)
     _add_norm[(rows * length,)](
-        x, _given(branch, x), x if gate is None else gate, _given(scale, x), _given(shift, x), weight, bias, summed,
-        normed, channels, length, _between(gate), _between(weight), _between(bias), eps, BRANCH=branch is not None,
-        GATE=gate is not None, CAMERA=camera is not None, NORM=norm is not None,
-        WIDTH=triton.next_power_of_2(channels), num_warps=WARPS,
+        x, _given(branch, x), x if gate is None else gate, _given(slots, x), _given(scale, x), _given(shift, x), weight,
+        bias, summed, normed, channels, length, _between(gate), _between(weight), _between(bias), eps,
+        BRANCH=branch is not None, GATE=gate is not None, CAMERA=camera is not None, SLOTS=slots is not None,
+        NORM=norm is not None, WIDTH=triton.next_power_of_2(channels), num_warps=WARPS,
     )  # fmt: skip
     return summed, normed
 
 
-def norm_turn(x: Tensor, weight: Tensor, eps: float, turn: tuple[Tensor, Tensor] | None) -> Tensor:
+def norm_turn(x: Tensor, weight: Tensor, eps: float, turn: Pair | None) -> Tensor:
     """`world.nn.rows.norm_turn`, [B, L, C]."""
-    rows, length, channels = x.shape
     x = x.contiguous()
     out = torch.empty_like(x)
-    cos, sin = (t.contiguous() for t in turn) if turn is not None else (weight, weight)
-    _norm_turn[(rows * length,)](
-        x, weight, cos, sin, out, channels, eps, TURN=turn is not None, PAIRS=cos.shape[-1],
-        WIDTH=triton.next_power_of_2(channels), num_warps=WARPS,
-    )  # fmt: skip
+    _normed_and_turned(x, weight, eps, turn, out, kept=None)
     return out
+
+
+def keep(
+    x: Tensor, v: Tensor, weight: Tensor, eps: float, turn: Pair | None, k_ring: Tensor, v_ring: Tensor, at: Tensor
+) -> None:
+    """`norm_turn` of keys [B, L, C] into a ring [T, C], and values [B, L, C] as they are into another one, at places
+    int64 [B L]. Both rings are contiguous."""
+    assert k_ring.is_contiguous() and v_ring.is_contiguous()
+    _normed_and_turned(x.contiguous(), weight, eps, turn, k_ring, kept=(v.contiguous(), v_ring, at))
+
+
+def _normed_and_turned(
+    x: Tensor, weight: Tensor, eps: float, turn: Pair | None, out: Tensor, kept: tuple[Tensor, Tensor, Tensor] | None
+) -> None:
+    rows, length, channels = x.shape
+    cos, sin = (t.contiguous() for t in turn) if turn is not None else (weight, weight)
+    v, v_out, at = kept or (x, out, x)
+    _norm_turn[(rows * length,)](
+        x, v, weight, cos, sin, at, out, v_out, channels, eps, TURN=turn is not None, KEEP=kept is not None,
+        PAIRS=cos.shape[-1], WIDTH=triton.next_power_of_2(channels), num_warps=WARPS,
+    )  # fmt: skip
 
 
 def unit_norm(x: Tensor, gamma: Tensor, silu: bool) -> Tensor:
@@ -161,7 +187,7 @@ def _normed_into(out: Tensor, x: Tensor, gamma: Tensor, silu: bool, stack: int) 
     )  # fmt: skip
 
 
-def quantise(x: Tensor, dtype: torch.dtype, greatest: float, least: float) -> tuple[Tensor, Tensor]:
+def quantise(x: Tensor, dtype: torch.dtype, greatest: float, least: float) -> Pair:
     """[n, K] -> [n, K] in an FP8 dtype and the scales of rows, float32 [n, 1], `least` or more: a row's greatest number
     becomes `greatest`."""
     tokens, channels = x.shape

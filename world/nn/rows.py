@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +12,26 @@ from torch import Tensor, nn
 from world.nn.rope import rotate
 
 Pair = tuple[Tensor, Tensor]
+LEAST_SCALE = torch.finfo(torch.float32).tiny  # so that zeros are divided by something
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScaleShift:
+    """What moves rows of tokens: scale and shift [R, L, C]. Row i takes row i of them or, with slots int64 [B], row
+    slots[i], which kernels read where it lies."""
+
+    scale: Tensor
+    shift: Tensor
+    slots: Tensor | None = None
+
+    def first(self, rows: int) -> ScaleShift:
+        if self.slots is None:
+            return ScaleShift(self.scale[:rows], self.shift[:rows])
+        return ScaleShift(self.scale, self.shift, self.slots[:rows])
+
+    def pair(self) -> Pair:
+        """Each row's own [B, L, C]."""
+        return (self.scale, self.shift) if self.slots is None else (self.scale[self.slots], self.shift[self.slots])
 
 
 def add(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
@@ -19,17 +41,18 @@ def add(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
 
 def add_norm(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype, branch: Tensor | None = None,
-    gate: Tensor | None = None, camera: Pair | None = None,
+    gate: Tensor | None = None, camera: ScaleShift | None = None,
 ) -> Pair:  # fmt: skip
     """The residual stream x float32 [B, L, C] with a branch [B, L, C] added to it, through a gate float32 [B, 1, C] if
-    there is one, then moved by the camera's scale and shift [B, L, C]; and its layer norm, with weight and bias float32
+    there is one, then moved by the camera; and its layer norm, with weight and bias float32
     [B, 1, C] or [C], in a dtype."""
     if fused(x):
-        return _kernels().add_norm(x, (weight, bias, eps), dtype, branch, gate, camera)
+        moved = None if camera is None else (camera.scale, camera.shift, camera.slots)
+        return _kernels().add_norm(x, (weight, bias, eps), dtype, branch, gate, moved)
     if branch is not None:
         x = x + (branch if gate is None else gate * branch)
     if camera is not None:
-        scale, shift = camera
+        scale, shift = camera.pair()
         x = (1 + scale) * x + shift
     return x, (F.layer_norm(x, x.shape[-1:], eps=eps) * weight + bias).to(dtype)
 
@@ -41,6 +64,26 @@ def norm_turn(x: Tensor, weight: Tensor, eps: float, heads: int, turn: Pair | No
         return _kernels().norm_turn(x, weight, eps, turn).unflatten(-1, (heads, -1))
     normed = F.rms_norm(x.float(), weight.shape, weight.float(), eps).to(x.dtype).unflatten(-1, (heads, -1))
     return normed if turn is None else rotate(normed, *turn)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Keys:
+    """Keys [B, L, N, d] and what is left to do to them: `norm_turn`, best done on the way to where they are kept."""
+
+    x: Tensor
+    norm: tuple[Tensor, float] | None = None  # weight [C] and epsilon; without one there is nothing to do
+    turn: Pair | None = None
+
+    def made(self) -> Tensor:
+        return self.x if self.norm is None else norm_turn(self.x.flatten(2), *self.norm, self.x.shape[2], self.turn)
+
+    def keep(self, v: Tensor, k_ring: Tensor, v_ring: Tensor, at: Tensor) -> None:
+        """Write them and values [B, L, N, d] into rings [T, N, d] at places int64 [B L]."""
+        if self.norm is not None and fused(self.x):
+            x, v, k_ring, v_ring = self.x.flatten(2), v.flatten(2), k_ring.flatten(1), v_ring.flatten(1)
+            return _kernels().keep(x, v, *self.norm, self.turn, k_ring, v_ring, at)
+        k_ring.index_copy_(0, at, self.made().flatten(0, 1))
+        v_ring.index_copy_(0, at, v.flatten(0, 1))
 
 
 def unit_norm(x: Tensor, gamma: Tensor, silu: bool) -> Tensor:
@@ -57,14 +100,27 @@ def stacked_norm(x: Tensor, gamma: Tensor, past: Tensor) -> Tensor:
     return _kernels().stacked_norm(x, gamma, past)
 
 
-def quantise(x: Tensor, dtype: torch.dtype, least: float) -> Pair:
-    """[n, K] -> [n, K] in an FP8 dtype and the scale of each row, float32 [n, 1]: the row's greatest number becomes the
-    dtype's. A row of zeros stays one, of a scale `least`; of a row with NaN or an infinity in it NaN is made."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Quantised:
+    """Tokens in an FP8 dtype [..., K] and the scale of each, float32 [..., 1]. In e4m3 their product is what they were
+    but for 1/16 of each number, or 2^-10 scales."""
+
+    values: Tensor
+    scale: Tensor
+
+    def __getitem__(self, rows: slice) -> Quantised:
+        return Quantised(self.values[rows], self.scale[rows])
+
+
+def quantise(x: Tensor, dtype: torch.dtype) -> Quantised:
+    """Tokens [..., K]: the greatest number of each becomes the dtype's. One of zeros stays one, of a scale
+    LEAST_SCALE; of one with NaN or an infinity in it NaN is made."""
     greatest = torch.finfo(dtype).max
     if fused(x):
-        return _kernels().quantise(x, dtype, greatest, least)
-    scale = (x.abs().amax(-1, keepdim=True).float() / greatest).clamp(min=least)
-    return (x / scale).to(dtype).contiguous(), scale
+        values, scale = _kernels().quantise(x.flatten(0, -2), dtype, greatest, LEAST_SCALE)
+        return Quantised(values.unflatten(0, x.shape[:-1]), scale.unflatten(0, x.shape[:-1]))
+    scale = (x.abs().amax(-1, keepdim=True).float() / greatest).clamp(min=LEAST_SCALE)
+    return Quantised((x / scale).to(dtype).contiguous(), scale)
 
 
 def linear_gelu(layer: nn.Module, x: Tensor) -> Tensor:
