@@ -54,8 +54,9 @@ class Staged:
     counted_ticks: int  # of joins, leaves and full windows, in which were counted:
     waits: dict[str, int]  # how often the host waited for the device, by place
     compilations: int
-    planned_bytes: int  # of memory, as the plan at start says it
+    planned_bytes: int  # of memory in use, as the plan says it
     peak_bytes: int | None  # of memory in use, None where it is not counted
+    reserved_bytes: int | None  # of memory that the device gave: with what graphs keep, and what is free inside
     slot_bytes: int  # of the slab, a player
 
 
@@ -153,7 +154,8 @@ def _measure(
     return Staged(
         num_players, indices, *middle(chunk_ms), fps, fps / num_players, cold_ms, statistics.median(warm_ms), stages,
         step_tflops, dit_tflops, step_tflops / peak_tflops, dit_tflops / peak_tflops, ticks, waits, compiled,
-        instrument.planned_bytes(num_players), instrument.peak_bytes(), world.slab.slot_bytes(),
+        instrument.planned_bytes(num_players), instrument.peak_bytes(), instrument.reserved_bytes(),
+        world.slab.slot_bytes(),
     )  # fmt: skip
 
 

@@ -54,7 +54,7 @@ def forward(dit: CausalDiT, x: Tensor, control: Tensor, text: Tensor, num_output
     rows = len(x)
     e, e0 = dit.time(torch.tensor([999.0, 500.0, 0.0])[:rows])
     memory, turn = Kept(), rotations(2 * torch.arange(rows), 2, 2, 3, CFG.head_dim)
-    flow = dit(patchify(x), e, e0, dit.camera(patchify(control)), dit.text(text), turn, memory, num_outputs)
+    flow = dit(patchify(x), e, e0, list(dit.camera(patchify(control))), dit.text(text), turn, memory, num_outputs)
     return unpatchify(flow, *SIZE), memory
 
 
