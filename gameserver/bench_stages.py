@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sessions.control import Control
 from sessions.tick import Finished, Game
-from world.chunk import Start, World
+from world.chunk import World, usual_start
 from world.instrument import Instrument, compilations
 
 BEHIND_S = 1000.0  # the game's clock jumps by this each tick, so that nobody waits for a deadline
@@ -64,17 +64,14 @@ class Crowd:
     """Players of one game, all at the same step; or, with fewer rows a forward than players, one after another."""
 
     def __init__(self, world: World, clock: Callable[[], float], max_rows: int | None = None):
-        scene = world.scenes[0]
-        self._start = world.encode_prompt(scene.prompt), world.prepare_image(scene.image), scene
+        self._start = usual_start(world)
         self.world, self.game, self._clock = world, Game(world, max_rows=max_rows), clock
         self._max_rows = max_rows or world.max_rows
         self._now_s, self._seq = 0.0, 0
         self.tick_s: list[float] = []  # of the last chunk
 
     def join(self, player: int) -> None:
-        prompt, image, scene = self._start
-        start = Start(player, prompt, image, scene.intrinsics, scene.scale)
-        self.game.join(f"player-{player}", start, "axes", self._now_s)
+        self.game.join(f"player-{player}", replace(self._start, seed=player), "axes", self._now_s)
 
     def leave(self, player: int) -> None:
         self.game.leave(f"player-{player}")

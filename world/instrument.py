@@ -140,7 +140,7 @@ class Instrument:
         return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
 
     def reserved_bytes(self) -> int | None:
-        """The most that torch had of the device at once since `free`, in use or not; None where it does not count it."""
+        """The most that torch had of the device at once since `free`, in use or not; None where it is not counted."""
         return torch.cuda.max_memory_reserved(self.device) if self.device.type == "cuda" else None
 
     def planned_bytes(self, num_slots: int) -> int:

@@ -26,6 +26,7 @@ from world.chunk import (
     Start,
     World,
     spelled,
+    usual_start,
 )
 from world.config import WorldConfig
 from world.crossing import Arrivals, send
@@ -358,13 +359,6 @@ def warm_up(world: World, report: Report) -> None:
         exercise(world, size)
     for slot in sizes:
         world.close(slot)
-
-
-def usual_start(world: World) -> Start:
-    """From the first scene."""
-    scene = world.scenes[0]
-    text, image = world.encode_prompt(scene.prompt), world.prepare_image(scene.image)
-    return Start(0, text, image, scene.intrinsics, scene.scale)
 
 
 def exercise(world: World, size: int, chunks: Sequence[int] = (0, 1), steps: Sequence[int] | None = None) -> None:

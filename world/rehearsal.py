@@ -16,10 +16,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from world.chunk import Precision, Scene
+from world.chunk import Precision, Scene, usual_start
 from world.config import WorldConfig
 from world.graphs import Graphs
-from world.model import DiffusionWorld, exercise, usual_start
+from world.model import DiffusionWorld, exercise
 from world.nn.attention import ring_door, ring_sdpa
 from world.nn.dit import CausalDiT, served_dtypes
 from world.nn.fp8 import to_fp8

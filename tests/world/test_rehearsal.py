@@ -11,8 +11,8 @@ import torch
 
 from tests.world.kernels import needs_triton
 from tests.world.tiny_world import Life, random_world, tiny_config
-from world.chunk import PRECISIONS, Precision
-from world.model import exercise, usual_start
+from world.chunk import PRECISIONS, Precision, usual_start
+from world.model import exercise
 from world.nn import rows
 from world.nn.fp8 import to_fp8
 from world.rehearsal import META, Peak, Work, cast, num_bytes, rehearsed, rehearsed_work, taken_for
