@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sessions.control import Control
 from sessions.tick import Finished, Game
-from world.chunk import Start, World
+from world.chunk import World, usual_start
 from world.instrument import Instrument, compilations
 
 BEHIND_S = 1000.0  # the game's clock jumps by this each tick, so that nobody waits for a deadline
@@ -54,8 +54,9 @@ class Staged:
     counted_ticks: int  # of joins, leaves and full windows, in which were counted:
     waits: dict[str, int]  # how often the host waited for the device, by place
     compilations: int
-    planned_bytes: int  # of memory, as the plan at start says it
+    planned_bytes: int  # of memory in use, as the plan says it
     peak_bytes: int | None  # of memory in use, None where it is not counted
+    reserved_bytes: int | None  # of memory that the device gave: with what graphs keep, and what is free inside
     slot_bytes: int  # of the slab, a player
 
 
@@ -63,17 +64,14 @@ class Crowd:
     """Players of one game, all at the same step; or, with fewer rows a forward than players, one after another."""
 
     def __init__(self, world: World, clock: Callable[[], float], max_rows: int | None = None):
-        scene = world.scenes[0]
-        self._start = world.encode_prompt(scene.prompt), world.prepare_image(scene.image), scene
+        self._start = usual_start(world)
         self.world, self.game, self._clock = world, Game(world, max_rows=max_rows), clock
         self._max_rows = max_rows or world.max_rows
         self._now_s, self._seq = 0.0, 0
         self.tick_s: list[float] = []  # of the last chunk
 
     def join(self, player: int) -> None:
-        prompt, image, scene = self._start
-        start = Start(player, prompt, image, scene.intrinsics, scene.scale)
-        self.game.join(f"player-{player}", start, "axes", self._now_s)
+        self.game.join(f"player-{player}", replace(self._start, seed=player), "axes", self._now_s)
 
     def leave(self, player: int) -> None:
         self.game.leave(f"player-{player}")
@@ -153,7 +151,8 @@ def _measure(
     return Staged(
         num_players, indices, *middle(chunk_ms), fps, fps / num_players, cold_ms, statistics.median(warm_ms), stages,
         step_tflops, dit_tflops, step_tflops / peak_tflops, dit_tflops / peak_tflops, ticks, waits, compiled,
-        instrument.planned_bytes(num_players), instrument.peak_bytes(), world.slab.slot_bytes(),
+        instrument.planned_bytes(num_players), instrument.peak_bytes(), instrument.reserved_bytes(),
+        world.slab.slot_bytes(),
     )  # fmt: skip
 
 

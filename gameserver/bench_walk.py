@@ -6,15 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from gameserver.diary import Diary
 from gameserver.mailbox import Join
 from gameserver.notes import Frames
-from gameserver.preparation import scene_intrinsics
 from sessions.control import Control
 from sessions.tick import Game
-from world.chunk import Start, World
+from world.chunk import World, usual_start
 
 BEHIND_S = 1000.0  # the game's clock jumps by this each tick, so that nobody waits for a deadline
 
@@ -30,9 +27,7 @@ class Walk:
 def start(world: World, player: int) -> Join:
     """What a player of this number begins from, as the letter that a server gets."""
     scene = world.scenes[player % len(world.scenes)]
-    prompt, image = world.encode_prompt(scene.prompt), world.prepare_image(scene.image)
-    camera = np.array(scene_intrinsics(scene, world.geometry), np.float32)
-    return Join(f"player-{player}", Start(player, prompt, image, camera, scene.scale), "axes", scene.id)
+    return Join(f"player-{player}", usual_start(world, player, scene), "axes", scene.id)
 
 
 def walk(

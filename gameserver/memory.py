@@ -55,14 +55,15 @@ def table(plan: MemoryPlan, counts: Sequence[int], budget_bytes: int | None) -> 
         return ", ".join(f"{name} {gb(size)}" for name, size in sizes.items())
 
     many = f", each of {plan.num_ranks} ranks" if plan.num_ranks > 1 else ""
-    kept = {**plan.slot, "start picture": plan.start_bytes}
+    kept, one = {**plan.slot, "start picture": plan.start_bytes}, plan.work
     lines = [
         f"{plan.world}, {plan.picture}, {plan.dtype}{many}: computed from shapes, not measured",
         f"weights             {gb(plan.weight_bytes):>8}  {parts(dict(plan.weights))}",
         f"a player            {gb(plan.player_bytes):>8}  {parts(kept)}",
         f"prompts kept        {gb(plan.prompt_bytes):>8}  at most",
-        f"a row of a forward  {gb(plan.row_bytes):>8}  at most; a forward has {plan.max_rows} rows at most",
-        f"pictures coming in  {gb(plan.preparing_bytes):>8}  at most",
+        f"a row of a forward  {gb(one.forward):>8}  of {plan.max_rows} at most; to begin a chunk {gb(one.begin)}",
+        f"a row decoded       {gb(one.decode):>8}  of {plan.decode_rows} at once",
+        f"a picture coming in {gb(one.picture):>8}  while it is encoded",
         "",
         "players    weights      slab     other  activations    in all",
     ]

@@ -14,7 +14,7 @@ import numpy as np
 
 from gameserver.protocol import Hello, ProtocolError
 from gameserver.upload import read_image
-from world.chunk import Geometry, Prompt, Scene, Start, World, WorldError
+from world.chunk import Prompt, Scene, Start, World, WorldError
 
 KEPT = 64  # prompts, places and pictures; the longest unused goes first
 
@@ -44,7 +44,7 @@ class Preparation:
         if hello.image is not None:
             read = partial(read_image, hello.image, geometry.width, geometry.height)
             image = await asyncio.shield(await self._begin_alone(read))
-            return Scene("", "", words, image, np.array(scene_intrinsics(scene, geometry), np.float32), scene.scale)
+            return Scene("", "", words, image, scene.intrinsics_in(geometry), scene.scale)
         own = hello.scene is None and bool(words or hello.seed is not None)
         draw = self._world.draw_start
         if draw is None or not (own or words not in ("", scene.prompt)):
@@ -61,7 +61,7 @@ class Preparation:
     async def start(self, hello: Hello, scene: Scene, prompt: Prompt, seed: int) -> Start:
         """ProtocolError `bad_message` for a camera that cannot be."""
         geometry = self._world.geometry
-        intrinsics = scene_intrinsics(scene, geometry) if hello.intrinsics is None else hello.intrinsics
+        intrinsics = scene.intrinsics_in(geometry) if hello.intrinsics is None else hello.intrinsics
         scale = scene.scale if hello.scale is None else hello.scale
         if not all(map(math.isfinite, (*intrinsics, scale))) or min(*intrinsics[:2], scale) <= 0:
             raise ProtocolError("bad_message", "intrinsics and scale must be finite, focal lengths and scale positive")
@@ -106,11 +106,3 @@ class Preparation:
 
     def _begin(self, make: Callable[[], Any]) -> asyncio.Future[Any]:
         return asyncio.get_running_loop().run_in_executor(self._pool, make)
-
-
-def scene_intrinsics(scene: Scene, geometry: Geometry) -> tuple[float, float, float, float]:
-    """A scene's fx, fy, cx, cy, given for its picture, in pixels of the stream."""
-    height, width = scene.image.shape[:2]
-    across, down = geometry.width / width, geometry.height / height
-    fx, fy, cx, cy = (float(value) for value in scene.intrinsics)
-    return fx * across, fy * down, cx * across, cy * down

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gameserver.preparation import scene_intrinsics
-from world.chunk import Report, Row, Start, World
+from world.chunk import Report, Row, World, usual_start
 
 SHARE = 0.9  # of real time: the rest is for encoding, and for what else the machine does
 
@@ -32,9 +31,7 @@ def measure(world: World, clock: Callable[[], float], report: Report) -> RealTim
     geometry, num_steps = world.geometry, world.num_steps
     most = min(world.num_slots, world.max_rows)
     chunk_s = geometry.video_frames(1) / geometry.fps
-    scene, f = world.scenes[0], geometry.chunk_frames
-    intrinsics = np.array(scene_intrinsics(scene, geometry), np.float32)
-    start = Start(0, world.encode_prompt(scene.prompt), world.prepare_image(scene.image), intrinsics, scene.scale)
+    start, f = usual_start(world), geometry.chunk_frames
     poses, keys = np.tile(np.eye(4, dtype=np.float32), (f + 1, 1, 1)), np.zeros((f, 4), np.float32)
     chunks = dict.fromkeys(range(1, most + 1), 0)
 

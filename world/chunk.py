@@ -99,6 +99,13 @@ class Scene:
     intrinsics: NDArray[np.float32]  # [4] fx, fy, cx, cy in pixels of this picture
     scale: float = 0.2  # pose units that count as 1 for the model; a constant of the scene (model: max over a clip)
 
+    def intrinsics_in(self, geometry: Geometry) -> NDArray[np.float32]:
+        """[4], given for the scene's picture, in pixels of a stream."""
+        height, width = self.image.shape[:2]
+        across, down = geometry.width / width, geometry.height / height
+        fx, fy, cx, cy = (float(value) for value in self.intrinsics)
+        return np.array((fx * across, fy * down, cx * across, cy * down), np.float32)
+
 
 DrawStart = Callable[[str, int], Scene]  # (prompt, seed) -> the place they ask for; "" leaves the words to the seed
 
@@ -239,3 +246,10 @@ class World(Protocol):
 
     def step(self, rows: Sequence[Row]) -> Sequence[Picture]:
         """One forward over rows of different slots. A row whose last denoise step this was yields its Picture."""
+
+
+def usual_start(world: World, seed: int = 0, scene: Scene | None = None) -> Start:
+    """From a scene as it is, of none given the first."""
+    scene = scene or world.scenes[0]
+    prompt, image = world.encode_prompt(scene.prompt), world.prepare_image(scene.image)
+    return Start(seed, prompt, image, scene.intrinsics_in(world.geometry), scene.scale)

@@ -12,6 +12,7 @@ from world.sampler import Schedule
 from world.views import ViewRules
 
 CONDITION_CHANNELS = {"first_frame": 20, "warp": 40}  # see world.scene
+DECODED_PIXELS = 2**18  # of all pictures that are decoded at once: 9 of 224x128
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +43,9 @@ class WorldConfig:
     @property
     def window_tokens(self) -> int:
         return self.window_frames * self.geometry.frame_tokens
+
+    @property
+    def decode_rows(self) -> int:
+        """Rows that are decoded at once. A large picture fills a device by itself, and is decoded alone: what a decode
+        works with grows with the rows, 5 GB each at 832x480."""
+        return min(self.max_rows, max(1, DECODED_PIXELS // (self.geometry.width * self.geometry.height)))

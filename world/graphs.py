@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -79,20 +79,23 @@ def graphs_for(device: torch.device, max_rows: int, row_tokens: int) -> Graphs:
     return Graphs(device, cuda_capture(device), sizes)
 
 
-def cuda_capture(device: torch.device) -> Capture:
+def cuda_capture(
+    device: torch.device, warm_ups: int = 1, errors: Literal["global", "thread_local"] = "thread_local"
+) -> Capture:
     """Graphs of this device. They share memory for what they compute with: one at a time runs, and what it made is
-    read before the next runs. Capturing large ones first lets smaller ones fit into their memory."""
+    read before the next runs. Capturing large ones first lets smaller ones fit into their memory. With `errors` of one
+    thread others, which encode prompts, may go on meanwhile."""
     pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
     def capture(work: Callable[[], Any]) -> tuple[Replay, Any]:
         current = torch.cuda.current_stream(device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
-            work()  # libraries choose kernels and take their workspaces the first time, which cannot be captured
+            for _ in range(warm_ups):
+                work()  # libraries choose kernels and take their workspaces first, which cannot be captured
         current.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Other threads, which encode prompts, may go on meanwhile.
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode=errors):
             made = work()
         return graph.replay, made
 

@@ -139,10 +139,14 @@ class Instrument:
         """The most memory that was in use at once since `free`; None where torch does not count it."""
         return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
 
+    def reserved_bytes(self) -> int | None:
+        """The most that torch had of the device at once since `free`, in use or not; None where it is not counted."""
+        return torch.cuda.max_memory_reserved(self.device) if self.device.type == "cuda" else None
+
     def planned_bytes(self, num_slots: int) -> int:
-        """What the memory plan says that so many players take, who all have the same prompt."""
+        """What the memory plan says that `peak_bytes` will be with so many players, who all start from the same."""
         planned = plan(self.cfg, self.dtype, None, self.dtype, num_slots, self.device, precision=self.precision)
-        return planned.total_bytes(num_slots) - planned.prompt_bytes
+        return planned.peak_bytes(num_slots)
 
     def flops(self) -> Flops:
         """Of one player; every window is full."""

@@ -17,7 +17,7 @@ from world.config import WorldConfig
 from world.model import PROMPTS_KEPT
 from world.nn.dit import CausalDiT
 from world.ranks import Ranks
-from world.rehearsal import num_bytes, picture_bytes, rehearsed, row_bytes
+from world.rehearsal import Work, num_bytes, rehearsed, rehearsed_work
 from world.slab import Slab
 
 GB = 10**9
@@ -40,14 +40,19 @@ class MemoryPlan:
     weights: Mapping[str, int]  # by network
     slot: Mapping[str, int]  # by kind: of one player, in a slab
     spare_bytes: int  # of the slot of padding rows, whose rings are shorter
-    start_bytes: int  # of one player's start picture, as it is conditioned on
     prompt_bytes: int  # of the encoded prompts that are kept, each of the greatest length
-    row_bytes: int  # activations of one row's forward and decode, at most
-    preparing_bytes: int  # of start pictures that are being encoded
+    work: Work  # of one row, and of one start picture that is encoded
+    decode_rows: int  # that are decoded at once
+    captured: bool  # into graphs, which keep the memory that they work in: nothing else has it
 
     @property
     def weight_bytes(self) -> int:
         return sum(self.weights.values())
+
+    @property
+    def start_bytes(self) -> int:
+        """Of one player's start picture, as it is conditioned on."""
+        return self.work.start
 
     @property
     def player_bytes(self) -> int:
@@ -59,13 +64,35 @@ class MemoryPlan:
         decoder, whole = self.slot["decoder"], sum(self.slot.values())
         return (whole - decoder) * num_slots + decoder * -(-num_slots // self.num_ranks) + self.spare_bytes
 
+    def replayed_bytes(self, num_slots: int) -> int:
+        """Activations of the largest forward or decode."""
+        rows = min(num_slots, self.max_rows)
+        return max(rows * self.work.forward, min(rows, self.decode_rows) * self.work.decode)
+
+    def begun_bytes(self, num_slots: int) -> int:
+        """Activations of as many chunks as may begin together."""
+        return min(num_slots, self.max_rows) * self.work.begin
+
     def work_bytes(self, num_slots: int) -> int:
-        """Activations of the largest forward, and start pictures on their way in."""
-        return min(num_slots, self.max_rows) * self.row_bytes + self.preparing_bytes
+        """At most, with start pictures on their way in. Work is tried before it is captured, in memory of its own that
+        is given back, beside the graphs that were captured by then."""
+        replayed, begun = self.replayed_bytes(num_slots), self.begun_bytes(num_slots)
+        coming = PREPARING * self.work.picture
+        return replayed + max(begun + coming, replayed) if self.captured else max(replayed, begun) + coming
+
+    def kept_bytes(self, num_slots: int) -> int:
+        """Weights, the slab, and what players start from."""
+        return self.weight_bytes + self.slab_bytes(num_slots) + num_slots * self.start_bytes
 
     def total_bytes(self, num_slots: int) -> int:
-        kept = self.weight_bytes + self.prompt_bytes + num_slots * self.start_bytes
-        return kept + self.slab_bytes(num_slots) + self.work_bytes(num_slots)
+        """What must be there: with room for all prompts that may be kept, and for players who come."""
+        return self.kept_bytes(num_slots) + self.prompt_bytes + self.work_bytes(num_slots)
+
+    def peak_bytes(self, num_slots: int) -> int:
+        """Of tensors that are alive at once while nobody prepares beside a step, as torch counts them: what graphs keep
+        between two replays is not among them, and of prompts there are few."""
+        done = self.replayed_bytes(num_slots), self.begun_bytes(num_slots), self.work.picture
+        return self.kept_bytes(num_slots) + max(done)
 
     def players(self, budget_bytes: int) -> int:
         """How many fit. None (0) where the world itself does not."""
@@ -118,7 +145,6 @@ def plan(
     weights = {"DiT": _laid_out(dit, layout, num_ranks), "VAE": num_bytes(dict(vae.named_parameters()))}
     if text is not None:
         weights["text encoder"] = sum(p.numel() for p in text.parameters()) * text_dtype.itemsize
-    preparing_bytes, start_bytes = picture_bytes(cfg, dtype)
     slot = slot_bytes(world.slab)
     return MemoryPlan(
         world=cfg.name,
@@ -130,10 +156,10 @@ def plan(
         weights=weights,
         slot=slot,
         spare_bytes=num_bytes(list(world.slab.tensors())) - sum(slot.values()),
-        start_bytes=start_bytes,
         prompt_bytes=PROMPTS_KEPT * num_bytes([world.encode_prompt("").encoded]),
-        row_bytes=row_bytes(cfg, dtype, device, precision),
-        preparing_bytes=PREPARING * preparing_bytes,
+        work=rehearsed_work(cfg, dtype, device, precision),
+        decode_rows=cfg.decode_rows,
+        captured=device.type == "cuda" and num_ranks == 1,
     )
 
 

@@ -26,6 +26,7 @@ from world.chunk import (
     Start,
     World,
     spelled,
+    usual_start,
 )
 from world.config import WorldConfig
 from world.crossing import Arrivals, send
@@ -309,8 +310,9 @@ class DiffusionWorld:
                 self.slab.views[row.slot, place] = self.slab.x[row.slot, :, -1]
 
     def _decode(self, rows: Sequence[Row]) -> list[Picture]:
-        """Rows' finished latents -> pictures, a latent frame of all rows at a time. Rows at the start of a stream
-        decode apart for one frame: the first latent gives one picture, every later one four."""
+        """Rows' finished latents -> pictures, a latent frame of some rows at a time. Rows at the start of a stream
+        decode apart for one frame: the first latent gives one picture, every later one four. What one group made is on
+        its way to the host before the next group's graph writes into the same memory."""
         if not rows:
             return []
         arrivals = Arrivals(self.device)
@@ -318,9 +320,10 @@ class DiffusionWorld:
         for i in range(self.geometry.chunk_frames):
             for first in (True, False):
                 slots = [row.slot for row in rows if (row.chunk_index == 0 and i == 0) == first]
-                if slots:
-                    frames = arrivals.fetch(self._decode_frame(slots, i, first)[: len(slots)])
-                    for slot, own in zip(slots, frames, strict=True):
+                for at in range(0, len(slots), self.cfg.decode_rows):
+                    group = slots[at : at + self.cfg.decode_rows]
+                    frames = arrivals.fetch(self._decode_frame(group, i, first)[: len(group)])
+                    for slot, own in zip(group, frames, strict=True):
                         pieces[slot].append(own)
         latents = [arrivals.fetch(self.slab.x[row.slot]) for row in rows]
         arrivals.wait()
@@ -332,9 +335,10 @@ class DiffusionWorld:
         return Picture(row.slot, row.chunk_index, frames, digest(latents), means)
 
     def _decode_frame(self, slots: Sequence[int], index: int, first: bool) -> Tensor:
-        """Latent frame `index` of these slots' chunks -> I420 [B, 1 or 4, H * 3 // 2, W], B as a graph has it and these
-        rows first; their caches move on."""
-        columns = np.zeros((3, self.graphs.size(len(slots))), np.int64)  # slots, rows of the caches, latent frames
+        """Latent frame `index` of these slots' chunks, at most `decode_rows` -> I420 [B, 1 or 4, H * 3 // 2, W], B as a
+        graph has it and these rows first; their caches move on."""
+        size = min(self.graphs.size(len(slots)), self.cfg.decode_rows)
+        columns = np.zeros((3, size), np.int64)  # slots, rows of the caches, latent frames
         idle = columns.copy()
         columns[:, : len(slots)] = np.transpose([(slot, self.ranks.decoder_row(slot), index) for slot in slots])
 
@@ -361,13 +365,6 @@ def warm_up(world: World, report: Report) -> None:
         exercise(world, size)
     for slot in sizes:
         world.close(slot)
-
-
-def usual_start(world: World) -> Start:
-    """From the first scene."""
-    scene = world.scenes[0]
-    text, image = world.encode_prompt(scene.prompt), world.prepare_image(scene.image)
-    return Start(0, text, image, scene.intrinsics, scene.scale)
 
 
 def exercise(world: World, size: int, chunks: Sequence[int] = (0, 1), steps: Sequence[int] | None = None) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from world.chunk import Precision, Scene
+from world.chunk import Precision, Scene, usual_start
 from world.config import WorldConfig
 from world.graphs import Graphs
-from world.model import DiffusionWorld, exercise, usual_start
+from world.model import DiffusionWorld, exercise
 from world.nn.attention import ring_door, ring_sdpa
 from world.nn.dit import CausalDiT, served_dtypes
 from world.nn.fp8 import to_fp8
@@ -25,6 +27,7 @@ from world.nn.vae import VideoVAE
 from world.ranks import ALONE, Ranks
 
 META = torch.device("meta")
+COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd  # operations that are made of others everywhere
 
 
 class LongestPrompt:
@@ -79,27 +82,54 @@ def num_bytes(tensors: Mapping[str, Tensor] | list[Tensor]) -> int:
     return sum(storages.values())
 
 
-def row_bytes(cfg: WorldConfig, dtype: torch.dtype, device: torch.device, precision: Precision = "native") -> int:
-    """The most that is allocated at once while one row begins, denoises and is decoded on a device of this kind, beside
-    weights and slab. Every tensor grows with the rows at most in proportion, so n rows take at most n times as much."""
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The most bytes that are allocated at once by what is done for one row, beside weights and slab. Every tensor
+    grows with the rows at most in proportion, so n rows take at most n times as much."""
+
+    begin: int  # a chunk: its camera, condition and first noise
+    forward: int
+    decode: int  # a latent frame, to pictures
+    picture: int  # a start picture, encoded
+    start: int  # what is kept of it
+
+
+def rehearsed_work(cfg: WorldConfig, dtype: torch.dtype, device: torch.device, precision: Precision = "native") -> Work:
+    """On a device of this kind."""
     world = rehearsed(cfg, dtype, 1, precision=precision, device=device)
     if ring_door(device, dtype) is not ring_sdpa:  # which copies the rows' rings; the other reads them in place
         world.slab.ring_attention = lambda q, *ring: torch.empty_like(q)
-    world.open(1, usual_start(world))
-    kept = Peak() if device.type == "cuda" else None  # graphs keep the memory that they work in: nothing else has it
-    with Peak() as rest:
-        if kept is not None:
-            world.graphs = _Apart(rest, kept)
-        exercise(world, 1, chunks=(1,), steps=(0, world.num_steps - 1))  # a first chunk and a commit do less
-    return rest.most_bytes + (0 if kept is None else kept.most_bytes)
+    with taken_for(device):
+        with Peak() as picture:
+            start = usual_start(world)
+        world.open(1, start)
+        with Peak() as begin:
+            world.graphs = apart = _Apart(begin)
+            exercise(world, 1, chunks=(1,), steps=(0, world.num_steps - 1))  # a first chunk and a commit do less
+    forward, decode = apart.most_bytes["denoise"], apart.most_bytes["decode", False]
+    return Work(begin.most_bytes, forward, decode, picture.most_bytes, num_bytes([start.image]))
 
 
-def picture_bytes(cfg: WorldConfig, dtype: torch.dtype) -> tuple[int, int]:
-    """A start picture: the most that is allocated at once while it is encoded, and what is kept of it."""
-    world = rehearsed(cfg, dtype, 1)
-    with Peak() as peak:
-        image = world.prepare_image(world.scenes[0].image)
-    return peak.most_bytes, num_bytes([image])
+@contextmanager
+def taken_for(device: torch.device) -> Iterator[None]:
+    """Within it tensors of the meta device are taken for those of a device of this kind. On a GPU what goes around
+    kernels of our own runs, with all that it allocates, and no kernel is launched."""
+    if device.type != "cuda":
+        yield
+        return
+    from triton.runtime import KernelInterface  # Triton comes with torch for GPUs only
+
+    from world.nn import row_kernels
+
+    kernels = {name: found for name, found in vars(row_kernels).items() if isinstance(found, KernelInterface)}
+    try:
+        for name in kernels:
+            setattr(row_kernels, name, _Unlaunched())
+        with _OnGPU():
+            yield
+    finally:
+        for name, kernel in kernels.items():
+            setattr(row_kernels, name, kernel)
 
 
 class Peak:
@@ -141,16 +171,18 @@ class Peak:
 
 
 class _Apart(Graphs):
-    """What is captured where there is a GPU counts in `kept`, and not in `rest`, which is entered."""
+    """What is captured where there is a GPU counts by name, and not in `rest`, which is entered."""
 
-    def __init__(self, rest: Peak, kept: Peak) -> None:
+    def __init__(self, rest: Peak) -> None:
         super().__init__(META)
-        self.rest, self.kept = rest, kept
+        self.rest = rest
+        self.most_bytes: dict[Hashable, int] = {}
 
-    def run(self, *work: Any) -> Any:
+    def run(self, name: Hashable, *work: Any) -> Any:
         self.rest.__exit__()
-        with self.kept:
-            made = super().run(*work)
+        with Peak() as peak:
+            made = super().run(name, *work)
+        self.most_bytes[name] = max(peak.most_bytes, self.most_bytes.get(name, 0))
         self.rest.__enter__()
         return made
 
@@ -168,10 +200,9 @@ class _Allocations(TorchDispatchMode):
             return torch.zeros(given[0].shape, dtype=kwargs.get("dtype") or given[0].dtype, device=target)
         if func is torch.ops.aten.copy_.default and given[1].is_meta and not given[0].is_meta:
             return given[0].zero_()
-        with self:  # in inference mode operations come whole
-            made = func.decompose(*args, **kwargs)
-        if made is not NotImplemented:
-            return made
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), COMPOSITE.name):
+            with self:  # in inference mode operations come whole; Python's decompositions are not what a device runs
+                return func._op_dk(COMPOSITE, *args, **kwargs)
         made = func(*args, **kwargs)
         device = self.peak.device
         old = {t.untyped_storage()._cdata for t in given}
@@ -187,3 +218,15 @@ class _FusedAttention(TorchFunctionMode):
             q, _, v = args
             return q.new_empty(*q.shape[:-1], v.shape[-1])
         return func(*args, **(kwargs or {}))
+
+
+class _OnGPU(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func == torch.Tensor.is_cuda.__get__ or func(*args, **(kwargs or {}))
+
+
+class _Unlaunched:
+    """In place of a kernel."""
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        return lambda *args, **kwargs: None

@@ -8,7 +8,7 @@ rotated before they are stored and attention does not care about order, so evict
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -212,7 +212,7 @@ def _taken(t: Tensor, slots: Tensor) -> Tensor:
     return t.flatten(1).view(torch.int64)[slots].view(t.dtype).unflatten(1, t.shape[1:])
 
 
-def put(pairs: Sequence[Pair], slots: Tensor, new: Sequence[Pair]) -> None:
+def put(pairs: Sequence[Pair], slots: Tensor, new: Iterable[Pair]) -> None:
     for kept, fresh in zip(pairs, new, strict=True):
         for t, value in zip(kept, fresh, strict=True):
             t.index_copy_(0, slots, value.to(t.dtype))

@@ -18,12 +18,11 @@ from gameserver.backpressure import Limits
 from gameserver.bot_plan import BotPlan
 from gameserver.encoder import VideoFrame
 from gameserver.player import BotReport, play
-from gameserver.preparation import scene_intrinsics
 from gameserver.view import Packet
 from sessions.control import Control
 from sessions.tick import Finished, Game, RowMark
 from tests.tiny_checkpoints import Tiny, write
-from world.chunk import Picture, Row, Start
+from world.chunk import Picture, Row, usual_start
 from world.loader import load_world
 from world.model import DiffusionWorld
 from world.motion import keyboard_poses
@@ -60,9 +59,7 @@ class Play:
         """A player with a scene, a seed and a prompt of their own."""
         name = f"player {number}"
         scene = self.world.scenes[number % len(self.world.scenes)]
-        prompt = self.world.encode_prompt(scene.prompt)
-        camera = np.array(scene_intrinsics(scene, self.world.geometry), np.float32)
-        start = Start(100 + number, prompt, self.world.prepare_image(scene.image), camera, scene.scale)
+        start = usual_start(self.world, 100 + number, scene)
         self.game.join(name, start, "poses" if walk else "axes", self.now_s)
         if walk:
             self.game.extend(name, 1, WALK)

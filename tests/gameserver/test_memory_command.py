@@ -25,7 +25,9 @@ def test_the_table_adds_up_and_says_what_a_budget_holds(capsys: pytest.CaptureFi
     assert (told["world"], told["picture"], told["dtype"]) == ("meadow", "224x128", "bfloat16")
     slot, players = sum(told["slot"].values()), {row["players"]: row for row in told["results"]}
     assert [players[n]["slab_bytes"] for n in (1, 3, 12)] == [n * slot + told["spare_bytes"] for n in (1, 3, 12)]
-    assert players[12]["work_bytes"] == 8 * told["row_bytes"] + told["preparing_bytes"]
+    work = told["work"]
+    rows = 8 * max(work[part] for part in ("begin", "forward", "decode"))  # of this size all are decoded at once
+    assert told["decode_rows"] == 8 and players[12]["work_bytes"] == rows + 2 * work["picture"]
     for row in players.values():
         assert row["weight_bytes"] == sum(told["weights"].values())
         assert row["total_bytes"] == sum(row[f"{part}_bytes"] for part in ("weight", "slab", "other", "work"))

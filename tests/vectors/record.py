@@ -7,16 +7,13 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
-from gameserver.preparation import scene_intrinsics
 from gameserver.protocol import VERSION
 from gameserver.serve import world_loader
 from sessions.control import Control
 from sessions.recording import encode
 from sessions.records import Mark, Record, chunk_of, header_of
 from sessions.tick import Game
-from world.chunk import Start, World
+from world.chunk import World, usual_start
 
 CHUNKS = 10
 REST = (0.0, 0.0, 0.0, 0.0)
@@ -35,9 +32,7 @@ def record(world: World) -> bytes:
     """Somebody walks, turns, looks and asks for snow, beside somebody who stands. The world needs two slots."""
     game, now_s = Game(world), 0.0
     scene = world.scenes[0]
-    camera = np.array(scene_intrinsics(scene, world.geometry), np.float32)
-    prompt, image = world.encode_prompt(scene.prompt), world.prepare_image(scene.image)
-    start, other = (Start(seed, prompt, image, camera, scene.scale) for seed in (7, 8))
+    start, other = (usual_start(world, seed) for seed in (7, 8))
     game.join("walker", start, "axes", now_s)
     game.join("other", other, "axes", now_s)
     identity = world.identify(lambda stage, share: None)

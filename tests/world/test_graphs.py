@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from tests.world.tiny_world import Life, Player, alone, random_world, same_bits, tick, tiny_config
 from world.chunk import Scene
+from world.config import WorldConfig
 from world.denoiser import Denoiser
 from world.graphs import MANY_TOKENS, Graphs, cuda_capture, graphs_for
 from world.model import DiffusionWorld
@@ -107,6 +109,27 @@ def test_two_hundred_ticks_capture_nothing_that_prewarming_has_not(kind, sizes):
     assert tape.captures == 4 * len(sizes) == len(graphs.captured)  # steps and commits; first and later latent frames
     compare(replayed, build(kind, None))
     assert tape.captures == 4 * len(sizes), "something was captured while people played"
+
+
+@pytest.mark.parametrize(("rows", "sizes", "shapes"), [(1, (1, 2, 3), 1), (2, (1, 2, 3), 2), (2, (3,), 1)])
+def test_large_pictures_are_decoded_in_groups_of_few_shapes(monkeypatch: pytest.MonkeyPatch, rows, sizes, shapes):
+    """A group's pictures leave before the next group is decoded into the same memory, and nobody's pixels change."""
+    tape = Tape()
+    replayed, together = build("warp", Graphs(CPU, tape, sizes)), build("warp", None)
+    decoded = []
+    decode = together.vae.decode
+
+    def watched(z: torch.Tensor, *rest: Any) -> Any:
+        decoded.append(len(z))
+        return decode(z, *rest)
+
+    monkeypatch.setattr(together.vae, "decode", watched)
+    replayed.cfg = replace(replayed.cfg)  # another object
+    monkeypatch.setattr(WorldConfig, "decode_rows", property(lambda cfg: rows if cfg is replayed.cfg else 8))
+    replayed.prewarm(quiet)
+    assert tape.captures == 2 * len(sizes) + 2 * shapes
+    compare(replayed, together)
+    assert tape.captures == 2 * len(sizes) + 2 * shapes and max(decoded) == 3
 
 
 def test_a_capture_while_people_play_is_not_a_step_of_theirs():

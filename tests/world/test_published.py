@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from world.chunk import WorldError
+from world.meadow.config import meadow_config
 from world.nn.dit import CausalDiT
 from world.nn.vae import VideoVAE
 from world.published import PUBLISHED, published_config
@@ -36,3 +37,8 @@ def test_the_windows_and_chunks_are_the_releases():
 def test_another_name_is_refused():
     with pytest.raises(WorldError, match=r"lingbot-7b is not one of the published models: lingbot-14b, lingbot-1\.3b"):
         published_config("lingbot-7b")
+
+
+def test_a_published_picture_is_decoded_alone_and_the_built_in_ones_together():
+    assert [published_config(name).decode_rows for name in PUBLISHED] == [1, 1]
+    assert meadow_config().decode_rows == meadow_config().max_rows == 8

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
 
+from tests.world.kernels import needs_triton
 from tests.world.tiny_world import Life, random_world, tiny_config
-from world.model import exercise, usual_start
+from world.chunk import PRECISIONS, Precision, usual_start
+from world.model import exercise
+from world.nn import rows
 from world.nn.fp8 import to_fp8
-from world.rehearsal import META, Peak, cast, num_bytes, picture_bytes, rehearsed, row_bytes
+from world.rehearsal import META, Peak, Work, cast, num_bytes, rehearsed, rehearsed_work, taken_for
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 CONFIGS = {
@@ -17,6 +23,11 @@ CONFIGS = {
     "first_frame": tiny_config(conditioning="first_frame", chunk_frames=2, window_frames=5, width=64, height=64),
 }
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@cache
+def work_of(name: str, dtype: torch.dtype, precision: Precision = "native", device: torch.device = CPU) -> Work:
+    return rehearsed_work(CONFIGS[name], dtype, device, precision)
 
 
 @pytest.mark.parametrize("inference", [True, False])
@@ -60,17 +71,17 @@ def test_service_allocates_what_was_rehearsed(name, dtype, precision):
     for slot in (1, 2, 3):
         life = Life(slot, cfg.geometry.chunk_frames, 1)
         world.open(slot, life.start(world))
-    predicted = row_bytes(cfg, dtype, CPU, precision)
-    for rows in (1, 2, 3):
+    work = work_of(name, dtype, precision)
+    predicted = max(work.begin, work.forward, work.decode)
+    for num_rows in (1, 2, 3):
         with Peak(CPU) as peak:
-            exercise(world, rows)
-        pictures = rows * cfg.geometry.video_frames(1) * 64 * 64 * 3 // 2
-        assert 0.75 * rows * predicted < peak.most_bytes <= rows * predicted + pictures
+            exercise(world, num_rows)
+        pictures = num_rows * cfg.geometry.video_frames(1) * 64 * 64 * 3 // 2
+        assert 0.75 * num_rows * predicted < peak.most_bytes <= num_rows * predicted + pictures
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_gpu_keeps_the_memory_of_graphs_beside_what_begins_a_chunk(name):
-    """The longest of the captured work and the most of the rest, each in memory of its own."""
+def test_what_begins_and_what_decodes_a_chunk_count_apart(name):
     cfg, parts = CONFIGS[name], dict[str, int]()
     world = rehearsed(cfg, torch.float32, 1)
     world.open(1, usual_start(world))
@@ -86,23 +97,65 @@ def test_a_gpu_keeps_the_memory_of_graphs_beside_what_begins_a_chunk(name):
 
         return count
 
-    for method in ("_begin", "_decode"):
+    for method in ("_begin", "_denoise", "_decode"):
         setattr(world, method, counted(method))
     exercise(world, 1, chunks=(1,), steps=(0, world.num_steps - 1))
-    both = parts["_begin"] + parts["_decode"]  # which takes more than a forward at this size
-    assert row_bytes(cfg, torch.float32, CPU) == max(parts.values())
-    assert 0.9 * both < row_bytes(cfg, torch.float32, GPU) < 1.1 * both
+    work = work_of(name, torch.float32)
+    assert {"_begin": work.begin, "_denoise": work.forward, "_decode": work.decode} == pytest.approx(parts, rel=0.02)
+
+
+def test_cameras_of_all_blocks_are_never_there_at_once():
+    """A chunk begins with less than what its camera leaves in the slab."""
+    cfg = CONFIGS["warp"]
+    deep = replace(cfg, dit=replace(cfg.dit, num_layers=20))
+    assert rehearsed_work(deep, torch.float32, CPU).begin == work_of("warp", torch.float32).begin
+
+
+@needs_triton
+def test_for_a_gpu_our_kernels_outputs_count_and_nothing_between():
+    from world.nn import row_kernels
+
+    kernels, counted = dict(vars(row_kernels)), dict[torch.device, int]()
+    for device in (CPU, GPU):
+        x, gamma, norm = (torch.empty(*shape, device=META) for shape in ((1, 4, 8, 8, 6), (6,), (64,)))
+        with torch.inference_mode(), taken_for(device):
+            assert rows.fused(x) == (device == GPU)
+            with Peak() as peak:
+                made = rows.unit_norm(x, gamma, silu=True)
+                made = rows.add_norm(x.view(1, -1, 64), norm, norm, 1e-6, torch.bfloat16, x.view(1, -1, 64))
+            counted[device] = peak.most_bytes
+    output = num_bytes([x])
+    assert counted[GPU] == output + output + output // 2 < counted[CPU], "the first's, then a sum and its norm in half"
+    assert [t.shape for t in made] == [(1, 24, 64)] * 2
+    assert dict(vars(row_kernels)) == kernels, "they can be launched again"
+
+
+@needs_triton
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_gpu_works_in_less(precision):
+    on_cpu, on_gpu = (work_of("warp", torch.bfloat16, precision, device) for device in (CPU, GPU))
+    assert on_gpu.forward < on_cpu.forward and on_gpu.decode < on_cpu.decode and on_gpu.picture <= on_cpu.picture
+    assert on_gpu.start == on_cpu.start
+
+
+@pytest.mark.parametrize("device", [META, CPU], ids=str)
+def test_operations_count_as_a_device_runs_them(device):
+    """Not as Python would put them together, which resizes in float32."""
+    x = torch.zeros(1, 8, 4, 4, dtype=torch.bfloat16, device=device)
+    with torch.inference_mode(), Peak(device) as peak:
+        made = torch.nn.functional.interpolate(x, scale_factor=2.0)
+    assert peak.most_bytes == num_bytes([made]) == 4 * num_bytes([x])
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_picture_takes_what_was_rehearsed(name):
     cfg = CONFIGS[name]
     world = random_world(cfg, num_slots=1)
-    most, kept = picture_bytes(cfg, torch.float32)
+    work = work_of(name, torch.float32)
     with Peak(CPU) as peak:
         image = world.prepare_image(np.zeros((64, 64, 3), np.uint8))
-    assert num_bytes([image]) == kept
-    assert 0.75 * most < peak.most_bytes <= most
+    assert num_bytes([image]) == work.start
+    assert 0.75 * work.picture < peak.most_bytes <= work.picture
 
 
 def test_a_rehearsal_takes_no_memory():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
+
+from world.graphs import Replay, cuda_capture
 
 WARM_UPS = 3  # calls before the capture, in which libraries choose their kernels and compiled parts are compiled
 
@@ -21,28 +22,18 @@ class Graphed:
 
     def __init__(self, function: Function):
         self.function = function
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self.replay: Replay | None = None
         self.inputs: list[Tensor] = []
         self.outputs: list[Tensor] = []
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         if not inputs[0].is_cuda:
             return list(self.function(*inputs))
-        if self.graph is None:
-            self._capture(inputs)
+        if self.replay is None:
+            self.inputs = [t.clone() for t in inputs]
+            capture = cuda_capture(inputs[0].device, WARM_UPS, errors="global")
+            self.replay, self.outputs = capture(lambda: list(self.function(*self.inputs)))
         for held, given in zip(self.inputs, inputs, strict=True):
             held.copy_(given)
-        self.graph.replay()
+        self.replay()
         return [t.clone() for t in self.outputs]
-
-    def _capture(self, inputs: Sequence[Tensor]) -> None:
-        self.inputs = [t.clone() for t in inputs]
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(WARM_UPS):
-                self.function(*self.inputs)
-        torch.cuda.current_stream().wait_stream(aside)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.outputs = list(self.function(*self.inputs))

@@ -9,7 +9,7 @@ dtype of their biases (which weights may be kept more coarsely than: `world.nn.f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -225,11 +225,12 @@ class CausalDiT(nn.Module):
         context = mlp(self.text_embedding, rows)
         return [block.text(context) for block in self.blocks]
 
-    def camera(self, control: Tensor) -> list[Pair]:
-        """Tokens of control channels [B, L, control * 64 * 4] -> scale and shift [B, L, C] of every block."""
+    def camera(self, control: Tensor) -> Iterator[Pair]:
+        """Tokens of control channels [B, L, control * 64 * 4] -> scale and shift [B, L, C] of every block, each when it
+        is asked for: all at once are as much as a slot keeps."""
         c0 = linear(self.patch_embedding_wancamctrl, control)
         c = c0 + linear(self.c2ws_hidden_states_layer2, F.silu(linear(self.c2ws_hidden_states_layer1, c0)))
-        return [block.camera(c) for block in self.blocks]
+        return (block.camera(c) for block in self.blocks)
 
     def forward(
         self,
