@@ -276,7 +276,9 @@ class Door:
             self._deliver(self._notes.popleft())
 
     def _settle(self) -> None:
-        """Whom a crash left behind is known before anybody comes in."""
+        """Whom a crash left behind is known before anybody comes in, and how many the world holds."""
+        if self.engine.phase is Phase.READY:
+            self.lobby.capacity = min(self.lobby.capacity, self.world.num_slots)
         if self.recovery is not None and self.settings.saves is not None and self.engine.phase is Phase.READY:
             self.recovery.find()
             self.lobby.reserved = len(self.recovery)

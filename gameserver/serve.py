@@ -24,13 +24,15 @@ from world.chunk import PRECISIONS, WEIGHT_LAYOUTS, Precision, Report, WeightLay
 from world.pattern import PatternWorld
 
 PROGRESS_S = 0.2
+SEATS = 8  # where nobody says how many
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=port_number, default=8000, help="0 picks a free one (default: %(default)s)")
     parser.add_argument("--world", help="a checkpoint's directory, or `pattern` for test pictures (default: meadow)")
-    parser.add_argument("--players", type=player_count, default=8, help="seats (default: %(default)s)")
+    seats = f"seats; more than memory holds are refused (default: {SEATS}, or as many as it holds)"
+    parser.add_argument("--players", type=player_count, help=seats)
     add_spread_arguments(parser)
     add_precision(parser)
     parser.add_argument(
@@ -138,12 +140,14 @@ def spread_of(args: argparse.Namespace) -> Spread:
 
 
 def world_loader(
-    path: str | None, num_slots: int, spread: Spread = Spread(), tell: Callable[[str], None] | None = None
-) -> LoadWorld:
+    path: str | None, players: int, spread: Spread = Spread(), tell: Callable[[str], None] | None = None,
+    or_fewer: bool = False,
+) -> LoadWorld:  # fmt: skip
     """Loads on the thread that calls it, and imports what a world needs only then. With `tell` it says first what that
-    will take of the memory there is, WorldError if it does not fit."""
+    will take of the memory there is, WorldError if it does not fit; or_fewer: then the world has fewer slots."""
 
     def load(report: Report) -> World:
+        num_slots = players
         if path == "pattern" and spread == Spread():  # numpy only: there within a blink
             return PatternWorld(num_slots=num_slots)
         report("importing torch", 0.0)
@@ -156,8 +160,11 @@ def world_loader(
             plan = plan_world(path, num_slots, spread.ranks, spread.weights, precision=spread.precision)
             there = memory_there(spread.ranks)
             if there is not None:
+                plan = plan.fitted(there) if or_fewer else plan
                 plan.check(there)
-            tell(plan.sentence(there))
+            num_slots = plan.num_slots
+            fewer = "" if num_slots == players else f" Seats: {num_slots} instead of {players}."
+            tell(plan.sentence(there) + fewer)
         world: World = load_world(path, num_slots, report, spread.ranks, spread.weights, spread.precision)
         return world
 
@@ -167,13 +174,14 @@ def world_loader(
 def run(args: argparse.Namespace) -> int:
     """0 after an orderly end by SIGINT or SIGTERM, 1 with a sentence if the world cannot be served."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    seats = args.players or SEATS
     try:
         settings = Settings(
-            host=args.host, port=args.port, capacity=args.players, record=recordings(args), saves=shelf(args),
+            host=args.host, port=args.port, capacity=seats, record=recordings(args), saves=shelf(args),
             park_bytes=0 if args.no_park else int(args.park_gb * 1e9),
             pledge="enforced" if args.realtime_only else "advised",
         )  # fmt: skip
-        load = world_loader(args.world, args.players, spread_of(args), _say)
+        load = world_loader(args.world, seats, spread_of(args), _say, or_fewer=args.players is None)
         engine_stopped, code = asyncio.run(_serve(settings, load))
     except ServeError as fault:
         print(f"gameserver: {fault}", file=sys.stderr)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -97,6 +97,10 @@ class MemoryPlan:
     def players(self, budget_bytes: int) -> int:
         """How many fit. None (0) where the world itself does not."""
         return max(0, bisect_right(range(MOST_SLOTS), budget_bytes, key=self.total_bytes) - 1)
+
+    def fitted(self, budget_bytes: int) -> MemoryPlan:
+        """Of as many slots as fit, at least one."""
+        return replace(self, num_slots=max(1, min(self.num_slots, self.players(budget_bytes))))
 
     def check(self, budget_bytes: int) -> None:
         """WorldError, a sentence, if not all slots fit."""

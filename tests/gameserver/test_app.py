@@ -45,6 +45,16 @@ def test_page_status_and_thumbnails_are_answered(running_server: RunningServer) 
     asyncio.run(scene())
 
 
+def test_there_are_no_more_places_than_the_world_holds(running_server: RunningServer) -> None:
+    """Where memory had room for fewer than was thought before it was loaded."""
+
+    async def scene() -> None:
+        async with running_server(PatternWorld(num_slots=2), players=8) as app:
+            assert json.loads((await get(app, "/world.json"))[2])["capacity"] == app.door.lobby.capacity == 2
+
+    asyncio.run(scene())
+
+
 def test_what_is_not_there_is_not_answered(running_server: RunningServer) -> None:
     async def scene() -> None:
         async with running_server() as app:

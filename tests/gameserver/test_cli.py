@@ -65,7 +65,7 @@ def test_a_port_in_use_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_world_that_cannot_be_loaded_is_a_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def loader(path: str | None, num_slots: int, spread: serve.Spread, tell: object) -> LoadWorld:
+    def loader(path: str | None, num_slots: int, spread: serve.Spread, tell: object, or_fewer: bool) -> LoadWorld:
         def load(report: Report) -> World:
             raise WorldError(f"{path} has no weights")
 

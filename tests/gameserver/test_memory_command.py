@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gameserver import cli
+from gameserver import cli, serve
+from gameserver.app import ServeError
 from gameserver.serve import Spread, world_loader
 from tests.tiny_checkpoints import Tiny, write
 from world import loader
@@ -65,6 +66,36 @@ def test_a_server_whose_players_do_not_fit_ends_with_a_sentence(
     assert cli.main(["serve", "--world", "meadow", *options]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("gameserver: 200 MB of free memory hold ") and "of meadow, not 50: " in last
+    logging.getLogger().handlers.clear()
+
+
+def test_without_a_number_of_players_as_many_are_seated_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    plan = loader.plan_world("meadow", 8)
+    monkeypatch.setattr(loader, "memory_there", lambda ranks: plan.total_bytes(3))
+    load = world_loader("meadow", 8, tell=told.append, or_fewer=True)
+    assert load(lambda stage, share: None).num_slots == 3
+    assert " hold 3 players. Seats: 3 instead of 8." in told[0] and ", 3 players and a spare slot " in told[0]
+    with pytest.raises(WorldError, match="hold 3 players of meadow, not 8"):
+        world_loader("meadow", 8, tell=told.append)(lambda stage, share: None)
+    monkeypatch.setattr(loader, "memory_there", lambda ranks: plan.total_bytes(1) - 1)
+    with pytest.raises(WorldError, match="do not hold meadow"):
+        load(lambda stage, share: None)
+    monkeypatch.setattr(loader, "memory_there", lambda ranks: plan.total_bytes(8))
+    assert load(lambda stage, share: None).num_slots == 8 and not told[-1].endswith("of 8.")
+
+
+def test_only_a_number_that_was_asked_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, bool]] = []
+
+    def loading(path: str, players: int, spread: Spread, tell: object, or_fewer: bool) -> None:
+        asked.append((players, or_fewer))
+        raise ServeError("far enough")
+
+    monkeypatch.setattr(serve, "world_loader", loading)
+    for options in ([], ["--players", "8"], ["--players", "3"]):
+        assert cli.main(["serve", "--no-record", "--no-save", *options]) == 1
+    assert asked == [(8, True), (8, False), (3, False)]
     logging.getLogger().handlers.clear()
 
 
