@@ -20,7 +20,7 @@ from world.memory import available_bytes, plan
 from world.memory import gb as gb
 from world.model import DiffusionWorld
 from world.nn.dit import CausalDiT, served_dtypes
-from world.nn.fp8 import when_placed
+from world.nn.fp8 import kv_dtype, when_placed
 from world.nn.text import ByteTextEncoder
 from world.nn.vae import VideoVAE
 from world.pattern import PatternWorld
@@ -41,7 +41,7 @@ def serving_device() -> torch.device:
 def serving_dtype(device: torch.device, precision: Precision = "native") -> torch.dtype:
     """bfloat16 where the hardware multiplies it, float32 elsewhere: emulated, bfloat16 is 17 times slower. What stands
     between linears in FP8 is bfloat16 everywhere."""
-    native = precision == "fp8" or device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    native = precision != "native" or device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if native else torch.float32
 
 
@@ -107,7 +107,7 @@ def plan_world(
     `dtype_name`: another than this machine would serve in."""
     device = serving_device() if num_ranks == 1 else torch.device("cpu")
     dtype = serving_dtype(device, precision) if dtype_name is None else DTYPES[dtype_name]
-    if precision == "fp8" and dtype != torch.bfloat16:
+    if precision != "native" and dtype != torch.bfloat16:
         raise WorldError(f"what stands between linears in FP8 is bfloat16, not {dtype_name}")
     text: nn.Module
     if path == "pattern":
@@ -165,4 +165,5 @@ def load_published(
     size = cfg.geometry.width, cfg.geometry.height
     scenes = [draw_scene(start, *size) for start in START_SCENES[:PUBLISHED_SCENES]]
     lay_out(dit, layout, ranks)
-    return DiffusionWorld(cfg, dit, vae, text, scenes, num_slots, ranks=ranks)
+    kept = kv_dtype(precision, cfg.dit.head_dim, device)
+    return DiffusionWorld(cfg, dit, vae, text, scenes, num_slots, ranks=ranks, kv_dtype=kept)

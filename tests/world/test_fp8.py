@@ -143,7 +143,7 @@ def test_what_runs_in_every_forward_and_is_large_is_replaced_and_nothing_else() 
     kept = {name.split(".", 2)[2] for name, m in dit.named_modules() if isinstance(m, nn.Linear) and "blocks" in name}
     assert kept == {"cross_attn.k", "cross_attn.v", "cam_injector_layer1", "cam_injector_layer2", "cam_scale_layer",
                     "cam_shift_layer"}  # fmt: skip
-    assert dit.dtype == torch.bfloat16 and precision_of(dit) == "fp8"
+    assert dit.dtype == torch.bfloat16 and precision_of(dit, torch.bfloat16) == "fp8"
 
 
 def test_widths_that_a_gpu_does_not_take_are_refused() -> None:

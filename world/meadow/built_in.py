@@ -14,7 +14,7 @@ from world.meadow.config import TEXT, meadow_config
 from world.meadow.start_scenes import START_SCENES, draw_place, draw_scene
 from world.model import DiffusionWorld
 from world.nn.dit import CausalDiT, served_dtypes
-from world.nn.fp8 import when_placed
+from world.nn.fp8 import kv_dtype, when_placed
 from world.nn.text import ByteTextEncoder
 from world.nn.vae import VideoVAE
 from world.ranks import ALONE, Ranks
@@ -64,4 +64,5 @@ def load_meadow(
     lay_out(modules["dit"], layout, ranks)
     text = ByteText(modules["text"]) if ranks.index == 0 else None
     draw = partial(draw_place, **size)
-    return DiffusionWorld(cfg, modules["dit"], modules["vae"], text, scenes, num_slots, draw, ranks)
+    kept = kv_dtype(precision, cfg.dit.head_dim, device)
+    return DiffusionWorld(cfg, modules["dit"], modules["vae"], text, scenes, num_slots, draw, ranks, kept)
