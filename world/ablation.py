@@ -14,12 +14,11 @@ from world.chunk import Picture, Precision, Report, Row, WeightLayout
 from world.config import WorldConfig
 from world.loader import serving_device, serving_dtype
 from world.model import DiffusionWorld
-from world.nn.fp8 import kv_dtype
 from world.nn.rows import Keys
 from world.random_weights import grey_scene, random_networks
 from world.ranks import Ranks
 from world.sharding import lay_out
-from world.slab import RingView
+from world.slab import RingView, kv_dtype
 
 Wrap = Callable[..., Any]
 
@@ -112,5 +111,5 @@ def random_part(
     device = serving_device() if ranks.size == 1 else torch.device("cpu")
     dit, vae, text = random_networks(cfg, device, serving_dtype(device, precision), precision=precision)
     lay_out(dit, layout, ranks)
-    own_text, kept = text if ranks.index == 0 else None, kv_dtype(precision, cfg.dit.head_dim, device)
+    own_text, kept = text if ranks.index == 0 else None, kv_dtype(cfg, precision, device)
     return DiffusionWorld(cfg, dit, vae, own_text, (grey_scene(cfg),), num_slots, ranks=ranks, kv_dtype=kept)

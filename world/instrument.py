@@ -22,10 +22,10 @@ from world.meadow.config import meadow_config
 from world.memory import plan
 from world.model import DiffusionWorld
 from world.nn.dit import CausalDiT
-from world.nn.fp8 import kv_dtype
 from world.nn.vae import VideoVAE
 from world.published import published_config
 from world.random_weights import RandomText, grey_scene, random_networks
+from world.slab import kv_dtype
 from world.stopwatch import Clock, Stopwatch, watching
 from world.waits import compilations, counting
 
@@ -91,7 +91,7 @@ class Instrument:
     def world(self, num_slots: int) -> DiffusionWorld:
         """DoesNotFit if the slots do not."""
         networks, scenes = (self.dit, self.vae, self.text), (grey_scene(self.cfg),)
-        kept = kv_dtype(self.precision, self.cfg.dit.head_dim, self.device)
+        kept = kv_dtype(self.cfg, self.precision, self.device)
         return self.attempt(lambda: DiffusionWorld(self.cfg, *networks, scenes, num_slots, kv_dtype=kept))
 
     def without(self, change: str, world: World) -> AbstractContextManager[None]:

@@ -20,13 +20,14 @@ from world.memory import available_bytes, plan
 from world.memory import gb as gb
 from world.model import DiffusionWorld
 from world.nn.dit import CausalDiT, served_dtypes
-from world.nn.fp8 import kv_dtype, when_placed
+from world.nn.fp8 import when_placed
 from world.nn.text import ByteTextEncoder
 from world.nn.vae import VideoVAE
 from world.pattern import PatternWorld
 from world.published import PUBLISHED, UMT5_XXL, published_config
 from world.ranks import ALONE, Ranks
 from world.sharding import lay_out
+from world.slab import kv_dtype
 from world.text import load_umt5, umt5_network, umt5_sizes
 from world.weights import Stored, load_into, load_pickle, load_tensors_into, read_shapes
 
@@ -165,5 +166,5 @@ def load_published(
     size = cfg.geometry.width, cfg.geometry.height
     scenes = [draw_scene(start, *size) for start in START_SCENES[:PUBLISHED_SCENES]]
     lay_out(dit, layout, ranks)
-    kept = kv_dtype(precision, cfg.dit.head_dim, device)
+    kept = kv_dtype(cfg, precision, device)
     return DiffusionWorld(cfg, dit, vae, text, scenes, num_slots, ranks=ranks, kv_dtype=kept)

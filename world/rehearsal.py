@@ -22,9 +22,10 @@ from world.graphs import Graphs
 from world.model import DiffusionWorld, exercise
 from world.nn.attention import ring_door, ring_sdpa
 from world.nn.dit import CausalDiT, served_dtypes
-from world.nn.fp8 import kv_dtype, to_fp8
+from world.nn.fp8 import to_fp8
 from world.nn.vae import VideoVAE
 from world.ranks import ALONE, Ranks
+from world.slab import kv_dtype
 
 META = torch.device("meta")
 COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd  # operations that are made of others everywhere
@@ -67,7 +68,7 @@ def rehearsed(
         module.eval().requires_grad_(False)
     black = np.zeros((cfg.geometry.height, cfg.geometry.width, 3), np.uint8)
     scene = Scene("black", "", "", black, np.ones(4, np.float32))
-    kept, text = kv_dtype(precision, cfg.dit.head_dim, device), LongestPrompt(cfg, text_dtype)
+    kept, text = kv_dtype(cfg, precision, device), LongestPrompt(cfg, text_dtype)
     return DiffusionWorld(cfg, dit, vae, text, (scene,), num_slots, ranks=ranks, kv_dtype=kept)
 
 

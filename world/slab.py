@@ -15,11 +15,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from world.chunk import Stored
+from world.chunk import Precision, Stored, WorldError
 from world.config import WorldConfig
 from world.nn.attention import Ring, ring_door
 from world.nn.dit import Memory, Pair
-from world.nn.rows import Kept, Keys, Quantised
+from world.nn.fp8 import E4M3, LEAST_HEAD
+from world.nn.rows import SCALES_ALIGNED, Kept, Keys, Quantised, scales_of
 from world.nn.vae import VideoVAE
 from world.ranks import ALONE, Ranks
 from world.ulysses import Ulysses
@@ -35,7 +36,7 @@ DTYPES = {  # as safetensors names them
     torch.float32: "F32",
     torch.bfloat16: "BF16",
     torch.float16: "F16",
-    torch.float8_e4m3fn: "F8_E4M3",
+    E4M3: "F8_E4M3",
 }
 Slots = TypeVar("Slots", int, Tensor)
 
@@ -52,6 +53,19 @@ def decoder_cache_shapes(cfg: WorldConfig) -> list[torch.Size]:
     with torch.device("meta"):
         z = torch.empty(1, geometry.latent_channels, 1, geometry.latent_height, geometry.latent_width)
         return [cache.shape for cache in VideoVAE(cfg.vae).decode(z, None, first=True)[1]]
+
+
+def kv_dtype(cfg: WorldConfig, precision: Precision, device: torch.device) -> torch.dtype | None:
+    """In what keys and values are kept: None for the DiT's own. WorldError if the device cannot attend to them so."""
+    if precision != "fp8-kv":
+        return None
+    width, tokens = cfg.dit.head_dim, cfg.geometry.frame_tokens
+    if device.type == "cuda" and (width < LEAST_HEAD or width & (width - 1) or tokens % SCALES_ALIGNED):
+        raise WorldError(
+            f"keys of {width} numbers a head, {tokens} a frame, cannot be kept in FP8: a GPU takes heads of a power of "
+            f"two from {LEAST_HEAD} on and frames of a multiple of {SCALES_ALIGNED}"
+        )
+    return E4M3
 
 
 class RingView:
@@ -104,10 +118,10 @@ class Slab:
 
         self.cfg, self.ranks = cfg, ranks
         token, tokens = (ranks.heads(dit.num_heads), dit.head_dim), self.ring_begins(rows)  # where one more would begin
-        self.kv_dtype, layers, scaled = kv_dtype or dit_dtype, range(dit.num_layers), (token[0], 1)
+        self.kv_dtype, layers = kv_dtype or dit_dtype, range(dit.num_layers)
         self.k, self.v = ([zeros(*token, dtype=self.kv_dtype, rows=tokens) for _ in layers] for _ in range(2))
         self.k_scale, self.v_scale = (
-            [zeros(*scaled, dtype=torch.float32, rows=tokens) for _ in layers if kv_dtype] for _ in range(2)
+            [scales_of(tokens, token[0], device) for _ in layers if kv_dtype] for _ in range(2)
         )
         self.text: list[Pair] = [(zeros(dit.text_len, *heads), zeros(dit.text_len, *heads)) for _ in self.k]
         chunk = ranks.share(geometry.chunk_tokens), dit.dim

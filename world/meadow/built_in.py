@@ -14,11 +14,12 @@ from world.meadow.config import TEXT, meadow_config
 from world.meadow.start_scenes import START_SCENES, draw_place, draw_scene
 from world.model import DiffusionWorld
 from world.nn.dit import CausalDiT, served_dtypes
-from world.nn.fp8 import kv_dtype, when_placed
+from world.nn.fp8 import when_placed
 from world.nn.text import ByteTextEncoder
 from world.nn.vae import VideoVAE
 from world.ranks import ALONE, Ranks
 from world.sharding import lay_out
+from world.slab import kv_dtype
 from world.text import ByteText
 from world.weights import load_tensors_into, untold
 
@@ -64,5 +65,5 @@ def load_meadow(
     lay_out(modules["dit"], layout, ranks)
     text = ByteText(modules["text"]) if ranks.index == 0 else None
     draw = partial(draw_place, **size)
-    kept = kv_dtype(precision, cfg.dit.head_dim, device)
+    kept = kv_dtype(cfg, precision, device)
     return DiffusionWorld(cfg, modules["dit"], modules["vae"], text, scenes, num_slots, draw, ranks, kept)

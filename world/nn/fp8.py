@@ -22,7 +22,7 @@ from world.nn.rows import Quantised, quantise
 
 E4M3 = torch.float8_e4m3fn
 UNIT = 16  # numbers, of which a GPU takes whole ones
-LEAST_HEAD = 32  # numbers that its cores multiply and add up at once
+LEAST_HEAD = 32  # numbers of keys that its cores multiply and add up at once
 
 # In every block, by their names in it.
 LINEARS = (
@@ -105,17 +105,6 @@ def precision_of(dit: CausalDiT, kv_dtype: torch.dtype) -> Precision:
     if coarse:
         raise WorldError("keys and values are kept in FP8 beside linears in FP8 only")
     return "native"
-
-
-def kv_dtype(precision: Precision, head_dim: int, device: torch.device) -> torch.dtype | None:
-    """In what keys and values are kept: None for that of the DiT. WorldError for heads the device cannot keep so."""
-    if precision != "fp8-kv":
-        return None
-    if device.type == "cuda" and (head_dim < LEAST_HEAD or head_dim & (head_dim - 1)):
-        raise WorldError(
-            f"keys of {head_dim} numbers a head cannot be kept in FP8: a GPU takes powers of two from {LEAST_HEAD} on"
-        )
-    return E4M3
 
 
 def _replace(block: nn.Module, path: str, product: Product) -> None:

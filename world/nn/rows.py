@@ -14,6 +14,7 @@ from world.nn.rope import rotate
 
 Pair = tuple[Tensor, Tensor]
 Kept = Union[Tensor, "Quantised"]  # keys or values of tokens [T, N, d]
+SCALES_ALIGNED = 4  # of which a GPU fetches whole ones: 16 bytes
 LEAST_SCALE = torch.finfo(torch.float32).tiny  # so that zeros are divided by something
 
 
@@ -131,6 +132,13 @@ class Quantised:
     def index_select(self, dim: int, at: Tensor) -> Quantised:
         values = self.values.view(torch.uint8).index_select(dim, at).view(self.values.dtype)
         return Quantised(values, self.scale.index_select(dim, at))
+
+
+def scales_of(tokens: int, heads: int, device: torch.device) -> Tensor:
+    """For a ring in FP8 float32 [T, N, 1], zeros. In memory those of a head lie together, and heads apart so that a GPU
+    fetches a tile of them at once."""
+    apart = -(-tokens // SCALES_ALIGNED) * SCALES_ALIGNED
+    return torch.zeros(heads, apart, device=device)[:, :tokens].t().unsqueeze(2)
 
 
 def quantise(x: Tensor, dtype: torch.dtype) -> Quantised:
