@@ -14,7 +14,6 @@ from tests.world.tiny_world import Life, random_world, tiny_config
 from world.chunk import PRECISIONS, Precision, usual_start
 from world.model import exercise
 from world.nn import rows
-from world.nn.fp8 import to_fp8
 from world.rehearsal import META, Peak, Work, cast, num_bytes, rehearsed, rehearsed_work, taken_for
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -59,15 +58,15 @@ def test_what_leaves_the_device_is_there_and_attention_makes_its_output_only():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "precision"), [(torch.float32, "native"), (torch.bfloat16, "native"), (torch.bfloat16, "fp8")], ids=str
+    ("dtype", "precision"),
+    [(torch.float32, "native"), *((torch.bfloat16, precision) for precision in PRECISIONS)],
+    ids=str,
 )
 @pytest.mark.parametrize("name", CONFIGS)
 def test_service_allocates_what_was_rehearsed(name, dtype, precision):
     """Real tensors counted the same way: no more a row, but for pictures, which leave a device; and not much less."""
     cfg = CONFIGS[name]
-    world = random_world(cfg, dtype, num_slots=3)
-    if precision == "fp8":
-        to_fp8(world.denoiser.dit, CPU)
+    world = random_world(cfg, dtype, num_slots=3, precision=precision)
     for slot in (1, 2, 3):
         life = Life(slot, cfg.geometry.chunk_frames, 1)
         world.open(slot, life.start(world))
