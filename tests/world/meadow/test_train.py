@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,8 +103,8 @@ def test_what_students_make_of_their_own_is_shown_to_the_critic(
     beginning: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """In the second update the one clip's history is a generation old: from then on critic and student learn of it."""
-    on = ["--dir", str(tmp_path), "--begin-from", str(beginning / "world.safetensors"), *FEW, "--own-from", "0"]
-    main(["latents", *on])
+    shutil.copytree(beginning / "latents", tmp_path / "latents")
+    shutil.copy(beginning / "statistics.json", tmp_path)
     heeded: list[tuple[float, float]] = []
 
     def steps(run: Run) -> Iterator[float]:
@@ -117,7 +118,7 @@ def test_what_students_make_of_their_own_is_shown_to_the_critic(
     for name, value in (("POOL", 1), ("VISITS", 1), ("HEEDED_AFTER", 1)):
         monkeypatch.setattr(train, name, value)
     monkeypatch.setattr(Run, "steps", steps)
-    main(["dit", *on])
+    main(["dit", "--dir", str(tmp_path), *FEW, "--own-from", "0"])
     assert heeded[0][0] == 0 and all(critic > 0 for critic, _ in heeded[1:]) and all(dit > 0 for _, dit in heeded)
 
 
