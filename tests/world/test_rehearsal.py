@@ -21,12 +21,13 @@ CONFIGS = {
     "warp": tiny_config(width=64, height=64),
     "first_frame": tiny_config(conditioning="first_frame", chunk_frames=2, window_frames=5, width=64, height=64),
 }
+ONE_HEAD = {"one head": tiny_config(width=64, height=64, num_heads=1)}  # of 32 numbers, as a GPU takes them in FP8
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @cache
 def work_of(name: str, dtype: torch.dtype, precision: Precision = "native", device: torch.device = CPU) -> Work:
-    return rehearsed_work(CONFIGS[name], dtype, device, precision)
+    return rehearsed_work((CONFIGS | ONE_HEAD)[name], dtype, device, precision)
 
 
 @pytest.mark.parametrize("inference", [True, False])
@@ -132,7 +133,7 @@ def test_for_a_gpu_our_kernels_outputs_count_and_nothing_between():
 @needs_triton
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_gpu_works_in_less(precision):
-    on_cpu, on_gpu = (work_of("warp", torch.bfloat16, precision, device) for device in (CPU, GPU))
+    on_cpu, on_gpu = (work_of("one head", torch.bfloat16, precision, device) for device in (CPU, GPU))
     assert on_gpu.forward < on_cpu.forward and on_gpu.decode < on_cpu.decode and on_gpu.picture <= on_cpu.picture
     assert on_gpu.start == on_cpu.start
 

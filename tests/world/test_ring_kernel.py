@@ -121,7 +121,7 @@ def test_what_is_no_number_in_a_ring_in_fp8_shows():
 
 
 def test_queries_are_rounded_to_fp8_a_scale_a_token_and_head():
-    """By either way through the door: 6 % apart from what was not rounded, 20 % interpreted, which cuts FP8 off."""
+    """By either way through the door: 2 % apart at most, 20 % interpreted, where FP8 loses carries."""
     _, k, v, begins, room, valid = coarse(6, rows=2, length=40, room=100, dim=64)
     q, *_ = halved(6, rows=2, length=40, room=100, dim=64)
     q[:, 1:] *= 1e-3
