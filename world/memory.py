@@ -24,9 +24,7 @@ GB = 10**9
 PREPARING = 2  # start pictures that are encoded beside each other and a forward
 SPARED = 0.05  # of free memory, for what libraries take beside tensors: workspaces, the allocator's own
 MOST_SLOTS = 2**16
-KINDS = dict.fromkeys(("k", "v", "k_scale", "v_scale"), "keys and values") | {
-    name: name for name in ("text", "camera", "decoder")
-}
+KINDS = {"k": "keys and values", "v": "keys and values", "text": "text", "camera": "camera", "decoder": "decoder"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 The KV rings of a layer lie end to end, [tokens, N, d]: all are a window long but that of slot 0, a chunk, since padding
 rows play nothing but chunk 0. A ring holds the stream's first frames (the sink) and then the most recent ones: keys are
 rotated before they are stored and attention does not care about order, so evicting is overwriting, nothing ever moves.
-Kept in FP8, keys and values have scales beside them, one a token and head that comes from these alone.
 """
 
 from __future__ import annotations
@@ -15,29 +14,18 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from world.chunk import Precision, Stored, WorldError
+from world.chunk import Stored
 from world.config import WorldConfig
 from world.nn.attention import Ring, ring_door
 from world.nn.dit import Memory, Pair
-from world.nn.fp8 import E4M3, LEAST_HEAD
-from world.nn.rows import SCALES_ALIGNED, Kept, Keys, Quantised, scales_of
+from world.nn.rows import Keys
 from world.nn.vae import VideoVAE
 from world.ranks import ALONE, Ranks
 from world.ulysses import Ulysses
 
-RINGS = (
-    "k.",
-    "v.",
-    "k_scale.",
-    "v_scale.",
-)  # names of what has tokens of all slots end to end, not a row a slot
+RINGS = ("k.", "v.")  # names of what has tokens of all slots end to end, where others have a row a slot
 APART = (*RINGS, "camera.")  # names of what each of several ranks has another part of
-DTYPES = {  # as safetensors names them
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    E4M3: "F8_E4M3",
-}
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # as safetensors names them
 Slots = TypeVar("Slots", int, Tensor)
 
 
@@ -55,19 +43,6 @@ def decoder_cache_shapes(cfg: WorldConfig) -> list[torch.Size]:
         return [cache.shape for cache in VideoVAE(cfg.vae).decode(z, None, first=True)[1]]
 
 
-def kv_dtype(cfg: WorldConfig, precision: Precision, device: torch.device) -> torch.dtype | None:
-    """In what keys and values are kept: None for the DiT's own. WorldError if the device cannot attend to them so."""
-    if precision != "fp8-kv":
-        return None
-    width, tokens = cfg.dit.head_dim, cfg.geometry.frame_tokens
-    if device.type == "cuda" and (width < LEAST_HEAD or width & (width - 1) or tokens % SCALES_ALIGNED):
-        raise WorldError(
-            f"keys of {width} numbers a head, {tokens} a frame, cannot be kept in FP8: a GPU takes heads of a power of "
-            f"two from {LEAST_HEAD} on and frames of a multiple of {SCALES_ALIGNED}"
-        )
-    return E4M3
-
-
 class RingView:
     """The rings of one forward's rows, as the DiT's memory."""
 
@@ -82,7 +57,7 @@ class RingView:
         self.valid_tokens = (held * tokens).int()  # [B], a prefix: the ring fills in order
 
     def attend(self, layer_index: int, q: Tensor, keys: Keys, v: Tensor) -> Tensor:
-        keys.keep(v, *self.slab.rings(layer_index), self.at)
+        keys.keep(v, self.slab.k[layer_index], self.slab.v[layer_index], self.at)
         return self.seen(layer_index, q)
 
     def seen(self, layer_index: int, q: Tensor) -> Tensor:
@@ -90,8 +65,8 @@ class RingView:
         rows, slab = q.shape[0], self.slab
         if rows == 0:
             return q
-        begins, valid_tokens = self.begins[:rows], self.valid_tokens[:rows]
-        return slab.ring_attention(q, *slab.rings(layer_index), begins, slab.cfg.window_tokens, valid_tokens)
+        k_ring, v_ring, room = slab.k[layer_index], slab.v[layer_index], slab.cfg.window_tokens
+        return slab.ring_attention(q, k_ring, v_ring, self.begins[:rows], room, self.valid_tokens[:rows])
 
 
 class Slab:
@@ -106,9 +81,7 @@ class Slab:
         dit_dtype: torch.dtype,
         vae_dtype: torch.dtype,
         ranks: Ranks = ALONE,
-        kv_dtype: torch.dtype | None = None,
     ):
-        """`kv_dtype`: FP8, if keys and values are to be kept in it and not in the DiT's."""
         geometry, dit = cfg.geometry, cfg.dit
         rows, heads = num_slots + 1, (dit.num_heads, dit.head_dim)
         size = (geometry.chunk_frames, geometry.latent_height, geometry.latent_width)
@@ -118,11 +91,8 @@ class Slab:
 
         self.cfg, self.ranks = cfg, ranks
         token, tokens = (ranks.heads(dit.num_heads), dit.head_dim), self.ring_begins(rows)  # where one more would begin
-        self.kv_dtype, layers = kv_dtype or dit_dtype, range(dit.num_layers)
-        self.k, self.v = ([zeros(*token, dtype=self.kv_dtype, rows=tokens) for _ in layers] for _ in range(2))
-        self.k_scale, self.v_scale = (
-            [scales_of(tokens, token[0], device) for _ in layers if kv_dtype] for _ in range(2)
-        )
+        self.k = [zeros(*token, rows=tokens) for _ in range(dit.num_layers)]
+        self.v = [zeros(*token, rows=tokens) for _ in range(dit.num_layers)]
         self.text: list[Pair] = [(zeros(dit.text_len, *heads), zeros(dit.text_len, *heads)) for _ in self.k]
         chunk = ranks.share(geometry.chunk_tokens), dit.dim
         self.camera: list[Pair] = [(zeros(*chunk), zeros(*chunk)) for _ in self.k]
@@ -136,21 +106,13 @@ class Slab:
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         yield from (("x", self.x), ("y", self.y), ("views", self.views))
-        rings = (("k", self.k), ("v", self.v), ("k_scale", self.k_scale), ("v_scale", self.v_scale))
-        for name, layers in (*rings, ("decoder", self.decoder)):
+        for name, layers in (("k", self.k), ("v", self.v), ("decoder", self.decoder)):
             yield from ((f"{name}.{i}", t) for i, t in enumerate(layers))
         for name, pairs in (("text", self.text), ("camera", self.camera)):
             yield from ((f"{name}.{i}.{j}", t) for i, pair in enumerate(pairs) for j, t in enumerate(pair))
 
     def tensors(self) -> Iterator[Tensor]:
         yield from (t for _, t in self.named_tensors())
-
-    def rings(self, layer_index: int) -> tuple[Kept, Kept]:
-        """Keys and values of all slots [T, N, d]."""
-        k, v = self.k[layer_index], self.v[layer_index]
-        if not self.k_scale:
-            return k, v
-        return Quantised(k, self.k_scale[layer_index]), Quantised(v, self.v_scale[layer_index])
 
     def ring_begins(self, slots: Slots) -> Slots:
         """Where in a layer's k and v the rings of slots begin, in tokens: int64 for int64."""

@@ -2,8 +2,7 @@
 
 On a GPU in half precision a kernel of our own (`world.nn.ring_kernel`) reads the rings in place, as much of each as is
 written. Everywhere else torch's scaled-dot-product attention runs over copies of the rows' rings with what is not yet
-written masked, its shape the same from the first frame. Of rings in FP8 either way makes the same: queries are rounded
-as keys were, a scale a token and head, and what comes of them is weighed with the values they stand for.
+written masked, its shape the same from the first frame.
 """
 
 from __future__ import annotations
@@ -14,12 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from world.nn.rows import Kept, Quantised, quantise
-
 # q [B, L, N, d], k_ring and v_ring [T, N, d], begins int64 [B], room, valid_tokens int32 [B] -> [B, L, N, d]: the ring
 # of row i is k_ring[begins[i] : begins[i] + room], of which the first valid_tokens[i] >= 1 are valid. Nothing else may
 # show, not even as NaN: a padding row's room reaches past its own short ring, into a stranger's or over the end.
-Ring = Callable[[Tensor, Kept, Kept, Tensor, int, Tensor], Tensor]
+Ring = Callable[[Tensor, Tensor, Tensor, Tensor, int, Tensor], Tensor]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -27,16 +24,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
 
 
-def ring_sdpa(q: Tensor, k_ring: Kept, v_ring: Kept, begins: Tensor, room: int, valid_tokens: Tensor) -> Tensor:
-    """A `Ring` over copies, in the dtype of q. Behind its valid prefix a row is given its last valid token again and
-    again: a mask wants finite values, and beyond a padding row's ring are a stranger's, or nothing."""
+def ring_sdpa(q: Tensor, k_ring: Tensor, v_ring: Tensor, begins: Tensor, room: int, valid_tokens: Tensor) -> Tensor:
+    """A `Ring` over copies. Behind its valid prefix a row is given its last valid token again and again: a mask wants
+    finite values, and beyond a padding row's ring are a stranger's, or nothing."""
     places, valid = torch.arange(room, device=q.device), valid_tokens[:, None]
     at, mask = begins[:, None] + torch.minimum(places, valid - 1), places < valid  # [B, S]
-    shape = *at.shape, *q.shape[2:]
-    rows = (ring.index_select(0, at.flatten()).to(q.dtype) for ring in (k_ring, v_ring))
-    k, v = (t.view(shape).transpose(1, 2) for t in rows)  # [B, N, S, d]
-    if isinstance(k_ring, Quantised):
-        q = quantise(q, k_ring.values.dtype).to(q.dtype)
+    shape = *at.shape, *k_ring.shape[1:]
+    k, v = (t.index_select(0, at.flatten()).view(shape).transpose(1, 2) for t in (k_ring, v_ring))  # [B, N, S, d]
     return F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask[:, None, None]).transpose(1, 2)
 
 

@@ -11,8 +11,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from world.nn.rows import LEAST_SCALE, Kept, Quantised
-
 WARPS = 8  # of a token
 PROGRAM = 4096  # numbers that a program of small tokens has
 Pair = tuple[Tensor, Tensor]
@@ -54,24 +52,9 @@ def _add_norm(
 
 
 @triton.jit
-def _store_heads(
-    x, out_ptr, scale_ptr, token, channels, token_stride, head_stride, greatest, least, HEAD: tl.constexpr,
-    WIDTH: tl.constexpr,
-):  # fmt: skip
-    """A token's channels in FP8, and the scale of each head."""
-    heads, head = channels // HEAD, tl.arange(0, WIDTH // HEAD)
-    x = x.to(tl.float32).reshape(WIDTH // HEAD, HEAD)
-    scale = tl.maximum(tl.max(tl.abs(x), 1) / greatest, least)
-    at = (token * heads + head[:, None]) * HEAD + tl.arange(0, HEAD)[None, :]
-    tl.store(out_ptr + at, (x / scale[:, None]).to(out_ptr.dtype.element_ty), mask=(head < heads)[:, None])
-    tl.store(scale_ptr + token * token_stride + head * head_stride, scale, mask=head < heads)
-
-
-@triton.jit
 def _norm_turn(
-    x_ptr, v_ptr, weight_ptr, cos_ptr, sin_ptr, at_ptr, out_ptr, v_out_ptr, scale_ptr, v_scale_ptr, channels, eps,
-    token_stride, head_stride, greatest, least,
-    TURN: tl.constexpr, KEEP: tl.constexpr, HEAD: tl.constexpr, PAIRS: tl.constexpr, WIDTH: tl.constexpr,
+    x_ptr, v_ptr, weight_ptr, cos_ptr, sin_ptr, at_ptr, out_ptr, v_out_ptr, channels, eps,
+    TURN: tl.constexpr, KEEP: tl.constexpr, PAIRS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, WIDTH)
@@ -80,15 +63,8 @@ def _norm_turn(
     into = at
     x = tl.load(x_ptr + at, mask=there, other=0.0).to(tl.float32)
     if KEEP:
-        place = tl.load(at_ptr + token)
-        into = place * channels + c
-        v = tl.load(v_ptr + at, mask=there, other=0.0)
-        if HEAD:
-            _store_heads(
-                v, v_out_ptr, v_scale_ptr, place, channels, token_stride, head_stride, greatest, least, HEAD, WIDTH
-            )
-        else:
-            tl.store(v_out_ptr + into, v, mask=there)
+        into = tl.load(at_ptr + token) * channels + c
+        tl.store(v_out_ptr + into, tl.load(v_ptr + at, mask=there, other=0.0), mask=there)
     root = tl.rsqrt(tl.sum(x * x, 0) / channels + eps)
     x = x * root * tl.load(weight_ptr + c, mask=there, other=0.0).to(tl.float32)
     if TURN:
@@ -98,11 +74,7 @@ def _norm_turn(
         cos = tl.load(cos_ptr + token * PAIRS + pair % PAIRS, mask=inside, other=0.0)
         sin = tl.load(sin_ptr + token * PAIRS + pair % PAIRS, mask=inside, other=0.0)
         x = tl.join(even * cos - odd * sin, even * sin + odd * cos).reshape(WIDTH)
-    if HEAD:  # of what would be kept otherwise
-        x = x.to(x_ptr.dtype.element_ty)
-        _store_heads(x, out_ptr, scale_ptr, place, channels, token_stride, head_stride, greatest, least, HEAD, WIDTH)
-    else:
-        tl.store(out_ptr + into, x.to(out_ptr.dtype.element_ty), mask=there)
+    tl.store(out_ptr + into, x.to(out_ptr.dtype.element_ty), mask=there)
 
 
 @triton.jit
@@ -166,29 +138,23 @@ def norm_turn(x: Tensor, weight: Tensor, eps: float, turn: Pair | None) -> Tenso
 
 
 def keep(
-    x: Tensor, v: Tensor, weight: Tensor, eps: float, turn: Pair | None, k_ring: Kept, v_ring: Kept, at: Tensor
+    x: Tensor, v: Tensor, weight: Tensor, eps: float, turn: Pair | None, k_ring: Tensor, v_ring: Tensor, at: Tensor
 ) -> None:
-    """`norm_turn` of keys [B, L, C] into a ring [T, N, d], and values [B, L, C] as they are into another one, at places
-    int64 [B L]. Both rings are contiguous, and both in FP8 (there d is a power of two) or neither."""
+    """`norm_turn` of keys [B, L, C] into a ring [T, C], and values [B, L, C] as they are into another one, at places
+    int64 [B L]. Both rings are contiguous."""
+    assert k_ring.is_contiguous() and v_ring.is_contiguous()
     _normed_and_turned(x.contiguous(), weight, eps, turn, k_ring, kept=(v.contiguous(), v_ring, at))
 
 
 def _normed_and_turned(
-    x: Tensor, weight: Tensor, eps: float, turn: Pair | None, out: Kept, kept: tuple[Tensor, Kept, Tensor] | None
+    x: Tensor, weight: Tensor, eps: float, turn: Pair | None, out: Tensor, kept: tuple[Tensor, Tensor, Tensor] | None
 ) -> None:
     rows, length, channels = x.shape
     cos, sin = (t.contiguous() for t in turn) if turn is not None else (weight, weight)
     v, v_out, at = kept or (x, out, x)
-    scale, v_scale, head, greatest = x, x, 0, 0.0
-    if isinstance(out, Quantised) and isinstance(v_out, Quantised):
-        (out, scale), (v_out, v_scale) = ((ring.values, ring.scale) for ring in (out, v_out))
-        head, greatest = out.shape[-1], torch.finfo(out.dtype).max
-        assert scale.stride() == v_scale.stride()
-    assert out.is_contiguous() and v_out.is_contiguous()
     _norm_turn[(rows * length,)](
-        x, v, weight, cos, sin, at, out, v_out, scale, v_scale, channels, eps, scale.stride(0), scale.stride(1),
-        greatest, LEAST_SCALE, TURN=turn is not None, KEEP=kept is not None, HEAD=head, PAIRS=cos.shape[-1],
-        WIDTH=triton.next_power_of_2(channels), num_warps=WARPS,
+        x, v, weight, cos, sin, at, out, v_out, channels, eps, TURN=turn is not None, KEEP=kept is not None,
+        PAIRS=cos.shape[-1], WIDTH=triton.next_power_of_2(channels), num_warps=WARPS,
     )  # fmt: skip
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Union
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +12,6 @@ from torch import Tensor, nn
 from world.nn.rope import rotate
 
 Pair = tuple[Tensor, Tensor]
-Kept = Union[Tensor, "Quantised"]  # keys or values of tokens [T, N, d]
-SCALES_ALIGNED = 4  # of which a GPU fetches whole ones: 16 bytes
 LEAST_SCALE = torch.finfo(torch.float32).tiny  # so that zeros are divided by something
 
 
@@ -80,10 +77,11 @@ class Keys:
     def made(self) -> Tensor:
         return self.x if self.norm is None else norm_turn(self.x.flatten(2), *self.norm, self.x.shape[2], self.turn)
 
-    def keep(self, v: Tensor, k_ring: Kept, v_ring: Kept, at: Tensor) -> None:
-        """Write them and values [B, L, N, d] into rings [T, N, d], both in FP8 or none, at places int64 [B L]."""
+    def keep(self, v: Tensor, k_ring: Tensor, v_ring: Tensor, at: Tensor) -> None:
+        """Write them and values [B, L, N, d] into rings [T, N, d] at places int64 [B L]."""
         if self.norm is not None and fused(self.x):
-            return _kernels().keep(self.x.flatten(2), v.flatten(2), *self.norm, self.turn, k_ring, v_ring, at)
+            x, v, k_ring, v_ring = self.x.flatten(2), v.flatten(2), k_ring.flatten(1), v_ring.flatten(1)
+            return _kernels().keep(x, v, *self.norm, self.turn, k_ring, v_ring, at)
         k_ring.index_copy_(0, at, self.made().flatten(0, 1))
         v_ring.index_copy_(0, at, v.flatten(0, 1))
 
@@ -112,33 +110,6 @@ class Quantised:
 
     def __getitem__(self, rows: slice) -> Quantised:
         return Quantised(self.values[rows], self.scale[rows])
-
-    def to(self, dtype: torch.dtype) -> Tensor:
-        """What they stand for [..., K]."""
-        return (self.values.float() * self.scale).to(dtype)
-
-    def copy_(self, x: Tensor) -> None:
-        """Each of x [..., K] rounded by itself into its place."""
-        made = quantise(x, self.values.dtype)
-        self.values.copy_(made.values)
-        self.scale.copy_(made.scale)
-
-    def index_copy_(self, dim: int, at: Tensor, x: Tensor) -> None:
-        """The same into places `at` of a dimension."""
-        made = quantise(x, self.values.dtype)
-        self.values.view(torch.uint8).index_copy_(dim, at, made.values.view(torch.uint8))  # as any device can
-        self.scale.index_copy_(dim, at, made.scale)
-
-    def index_select(self, dim: int, at: Tensor) -> Quantised:
-        values = self.values.view(torch.uint8).index_select(dim, at).view(self.values.dtype)
-        return Quantised(values, self.scale.index_select(dim, at))
-
-
-def scales_of(tokens: int, heads: int, device: torch.device) -> Tensor:
-    """For a ring in FP8 float32 [T, N, 1], zeros. In memory those of a head lie together, and heads apart so that a GPU
-    fetches a tile of them at once."""
-    apart = -(-tokens // SCALES_ALIGNED) * SCALES_ALIGNED
-    return torch.zeros(heads, apart, device=device)[:, :tokens].t().unsqueeze(2)
 
 
 def quantise(x: Tensor, dtype: torch.dtype) -> Quantised:
