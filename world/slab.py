@@ -202,14 +202,7 @@ class Gathered(Sequence[Pair]):
 
     def __getitem__(self, layer_index: int) -> Pair:  # type: ignore[override]
         a, b = self.pairs[layer_index]
-        return _taken(a, self.slots), _taken(b, self.slots)
-
-
-def _taken(t: Tensor, slots: Tensor) -> Tensor:
-    """t[slots], in words of 8 bytes where a row has whole ones: a GPU copies number by number."""
-    if t[0].nbytes % torch.int64.itemsize:
-        return t[slots]
-    return t.flatten(1).view(torch.int64)[slots].view(t.dtype).unflatten(1, t.shape[1:])
+        return a[self.slots], b[self.slots]
 
 
 def put(pairs: Sequence[Pair], slots: Tensor, new: Iterable[Pair]) -> None:

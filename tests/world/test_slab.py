@@ -140,19 +140,6 @@ def test_gathered_and_put():
         assert b.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(3, 5), (3, 2, 4)])
-def test_rows_are_gathered_with_all_their_bits(dtype, shape):
-    """Whole words or not, NaN among them."""
-    words = torch.randint(-(2**15), 2**15, (4, *shape), dtype=torch.int32, generator=torch.Generator().manual_seed(1))
-    t, slots = words.to(torch.int16).view(torch.bfloat16).to(dtype), torch.tensor([2, 0, 1])
-    t[2, 0] = float("nan")
-    raw = torch.int32 if dtype == torch.float32 else torch.int16
-    (a, b), *_ = Gathered([(t, t[:3])], slots)
-    for got in (a, b):
-        assert got.shape == (3, *shape) and torch.equal(got.view(raw), t.view(raw)[slots])
-
-
 def test_decoder_caches_are_what_the_decoder_asks_for():
     world = random_world(tiny_config(), num_slots=1)
     _, caches = world.vae.decode(torch.zeros(1, 16, 1, 4, 6), None, first=True)
