@@ -432,6 +432,11 @@ def pack(args: argparse.Namespace, device: torch.device) -> None:
     cfg = trained_config(args)
     parts = {name: averaged(args.dir / "dit.pt", name, device) for name in ("dit", "text")}
     parts["vae"] = vae_weights(args, device)
+    if args.share < 1:  # weights between two have much of both (Wortsman et al. 2022)
+        parts = {
+            name: {key: old.to(device).lerp(parts[name][key].float(), args.share) for key, old in begun.items()}
+            for name, begun in ((name, packed(args.begin_from, name)) for name in parts)
+        }
     tensors = {f"{name}.{key}": t for name, part in parts.items() for key, t in part.items()}
     statistics = json.dumps({"mean": cfg.vae.mean, "std": cfg.vae.std})
     path = args.dir / "world.safetensors"
@@ -482,7 +487,7 @@ def smoke(args: argparse.Namespace, device: torch.device) -> None:
     """SystemExit with a sentence where a loss does not fall."""
     small = argparse.Namespace(**{**vars(args), "shards": 1, "shard_clips": 4, "latent_frames": 6, "batch": 2})
     clips(small, device)
-    for kind, stage, seconds, lr in (("vae", vae, 20.0, 4e-3), ("dit", dit, 60.0, 1.5e-2)):  # all of it is warming up
+    for kind, stage, seconds, lr in (("vae", vae, 16.0, 4e-3), ("dit", dit, 52.0, 1.5e-2)):  # all of it is warming up
         share = stage(argparse.Namespace(**{**vars(small), "seconds": seconds, "lr": lr}), device).fell_to()
         print(f"{kind}: its loss came to {share:.2f} of what it was", flush=True)
         if not share < 1:  # NaN included
@@ -509,6 +514,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--lr", type=float, help="default: the stage's own")
     parser.add_argument("--begin-from", type=Path, help="a packed world to go on from; give it to every stage")
     parser.add_argument(
+        "--share", type=float, default=1.0,
+        help="pack: how much of the way from the world that a run began from to where it came",
+    )  # fmt: skip
+    parser.add_argument(
         "--hold-encoder", action="store_true", help="vae: train the decoder alone; give it to every stage"
     )
     parser.add_argument(
@@ -517,6 +526,8 @@ def main(argv: list[str] | None = None) -> None:
     )  # fmt: skip
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args(argv)
+    if args.share < 1 and not args.begin_from:
+        parser.error("--share is of the way from a world: --begin-from says which")
     if args.hold_encoder and not args.begin_from:
         parser.error("--hold-encoder holds the encoder of a world: --begin-from says which")
     torch.set_float32_matmul_precision("high")

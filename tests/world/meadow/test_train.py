@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from world.chunk import Row, Start
@@ -142,7 +144,23 @@ def test_a_run_goes_on_from_a_packed_world(beginning: Path, tmp_path: Path, trai
     assert ("patch_embedding.weight" in same) == (trained != "vae") and "blocks.0.ffn.0.weight" in same
 
 
-def test_an_encoder_to_hold_comes_from_somewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_share_of_the_way_is_packed(beginning: Path, tmp_path: Path):
+    """All of a run's networks, from where it began: half way, and none of it."""
+    run, old = tmp_path / "run", tmp_path / "old.safetensors"
+    shutil.copytree(beginning, run)
+    with safe_open(beginning / "world.safetensors", "pt") as file:
+        save_file({key: file.get_tensor(key) + 1 for key in file.keys()}, old, file.metadata())  # noqa: SIM118
+    for share in ("0", "0.5"):
+        main(["pack", "--dir", str(run), *FEW, "--begin-from", str(old), "--share", share])
+        for part in ("dit", "text", "vae"):
+            here, there = packed(beginning / "world.safetensors", part), packed(old, part)
+            for key, t in packed(run / "world.safetensors", part).items():
+                expected = there[key].lerp(here[key], float(share))
+                torch.testing.assert_close(t, expected, rtol=2**-7, atol=2**-7)
+
+
+@pytest.mark.parametrize("option", [["--hold-encoder"], ["--share", "0.5"]])
+def test_what_is_begun_from_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str]):
     with pytest.raises(SystemExit):
-        main(["vae", "--dir", str(tmp_path), "--hold-encoder"])
+        main(["vae", "--dir", str(tmp_path), *option])
     assert "--begin-from says which" in capsys.readouterr().err
