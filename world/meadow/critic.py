@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 WIDTH = 128
-LOUD = 4.0  # of scores: layers that stretch nothing tell small differences apart in small numbers
 HAZE = 0.1  # noise on all that is judged: finer differences than this do not count
 
 
@@ -35,7 +34,7 @@ class Critic(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         scores: Tensor = self.judge(latents + HAZE * torch.randn_like(latents))
-        return LOUD * scores
+        return scores
 
     def mistaken(self, true: Tensor, made: Tensor) -> Tensor:
         """How far it is from telling latents [n, channels, h, w] apart: what its own weights are to lessen."""

@@ -56,7 +56,6 @@ VIEWINGS = 8  # batches of clips that take turns
 POOL = 12  # batches whose histories grow old together
 VISITS = 2  # updates from every generation of a batch's history
 INVENTED = 0.15  # weight of what a student has to invent
-TINT = 0.3  # weight of its broad colours
 ADVICE = 0.15  # weight of what the critic says of the invented
 HEEDED_AFTER = 500  # updates in which the critic's word grows to that
 OLDEST = 16  # generations after which a batch's history begins anew
@@ -329,13 +328,13 @@ def worth(aged: Aged) -> tuple[Tensor, Tensor]:
     """Fine and broad weights [C, m, h, w] of the loss. What the start never showed is the student's own invention as
     soon as the history is its own, and held to the teacher's it would learn to blur whatever it has invented. After a
     change of prompt all of a picture has to change, and weighed little it stays half of what it was: then the invented
-    is held to the teacher's broad colours, and free in the rest; elsewhere to those a little."""
+    is held to the teacher's broad colours, and free in the rest."""
     seen, change = aged.batch.seen, aged.batch.change
     if aged.generation == 0:
         return torch.ones_like(seen), torch.zeros_like(seen)
     fine = INVENTED + (1 - INVENTED) * seen
     changed = torch.arange(seen.shape[1], device=seen.device) >= change[:, None]
-    return fine, (1 - fine) * torch.where(changed, 1.0, TINT)[..., None, None]
+    return fine, (1 - fine) * changed[..., None, None]
 
 
 def fresh(batch: Batch) -> Aged:
