@@ -366,12 +366,15 @@ def dit(args: argparse.Namespace, device: torch.device) -> Run:
         with autocast(device):
             return predict(cfg, network, text, Batch(*batch), noisy, history, sigma, far)
 
-    def learning(
+    def loss_of(
         fine: Tensor, broad: Tensor, noise: Tensor, history: Tensor, sigma: Tensor, far: Tensor, *batch: Tensor
-    ) -> list[Tensor]:
+    ) -> Tensor:
         clean = batch[0]
         made = flow(noised(clean, sigma, noise), history, sigma, far, *batch)
-        loss = flow_loss(clean, noise, made, fine, broad)
+        return flow_loss(clean, noise, made, fine, broad)
+
+    def learning(*told: Tensor) -> list[Tensor]:
+        loss = loss_of(*told)
         run.descend(loss)
         return [loss.detach()]
 
@@ -381,8 +384,7 @@ def dit(args: argparse.Namespace, device: torch.device) -> Run:
     ) -> list[Tensor]:  # fmt: skip
         """Beside the loss, the last step of a generation again: what it makes of the draft is shown to the critic."""
         clean, seen = batch[0], Batch(*batch).seen
-        made = flow(noised(clean, sigma, noise), history, sigma, far, *batch)
-        loss = flow_loss(clean, noise, made, fine, broad)
+        loss = loss_of(fine, broad, noise, history, sigma, far, *batch)
         own = draft - last * flow(draft, before, torch.full_like(sigma, last), far, *batch)
         with autocast(device):
             advice = critic.advice(own.flatten(0, 1), (1 - seen).flatten(0, 1))
@@ -432,10 +434,9 @@ def pack(args: argparse.Namespace, device: torch.device) -> None:
     parts = {name: averaged(args.dir / "dit.pt", name, device) for name in ("dit", "text")}
     parts["vae"] = vae_weights(args, device)
     if args.share < 1:  # weights between two have much of both (Wortsman et al. 2022)
-        parts = {
-            name: {key: old.to(device).lerp(parts[name][key].float(), args.share) for key, old in begun.items()}
-            for name, begun in ((name, packed(args.begin_from, name)) for name in parts)
-        }
+        for name, part in parts.items():
+            begun = packed(args.begin_from, name)
+            parts[name] = {key: begun[key].to(device).lerp(t.float(), args.share) for key, t in part.items()}
     tensors = {f"{name}.{key}": t for name, part in parts.items() for key, t in part.items()}
     statistics = json.dumps({"mean": cfg.vae.mean, "std": cfg.vae.std})
     path = args.dir / "world.safetensors"
