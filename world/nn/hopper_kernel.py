@@ -1,0 +1,283 @@
+"""The ring attention of a Hopper GPU (sm_90a) in half precision, written in Gluon.
+
+Tiled online softmax as in FlashAttention-3 (Shah et al. 2024): one warp brings tiles of keys and values, warpgroups of
+64 queries each share them, and a warpgroup's softmax runs while its own last weighted sum and the other warpgroups'
+products are in the tensor cores. A row's keys are gone through in one order, the last tile first, and in tiles of one
+size: a row has the same bits whoever shares the call.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from triton import cdiv
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a program of 64 queries a warpgroup goes through its keys.
+
+    `loader` tells whether a warp of its own brings them; `parts` of `groups` warpgroups each then wait for no one but
+    it, and with `turns` issue their products one after the other. `stages` tiles of `keys` are under way."""
+
+    parts: int = 2
+    groups: int = 1
+    keys: int = 128
+    stages: int = 2
+    turns: bool = True
+    loader: bool = True
+
+    @property
+    def queries(self) -> int:
+        return 64 * self.parts * self.groups
+
+    @property
+    def registers(self) -> tuple[int | None, int, int]:
+        """A thread's at launch, then a loader's and a reader's: what the loader gives back, the readers share."""
+        if not self.loader:
+            return None, 0, 0
+        readers = self.parts * self.groups
+        if readers == 1:
+            return 128, 24, 232  # two such programs on a multiprocessor
+        return (168, 24, 240) if readers == 2 else (128, 32, 160)
+
+
+TILING = Tiling()
+
+
+@gluon.jit
+def _bring(stages, source, tiles):
+    """The loader: tiles of keys and values into their stages, the last first, each as soon as its stage is free."""
+    k_tiles, v_tiles, k_here, v_here, k_free, v_free = stages
+    k_desc, v_desc, begin, column = source
+    STAGES: gl.constexpr = k_tiles.shape[0]
+    KEYS: gl.constexpr = k_tiles.shape[1]
+    for i in range(tiles):
+        at = begin + (tiles - 1 - i) * KEYS
+        stage, odd = i % STAGES, i // STAGES & 1
+        mbarrier.wait(k_free.index(stage), odd ^ 1)
+        mbarrier.expect(k_here.index(stage), k_desc.block_type.nbytes)
+        tma.async_copy_global_to_shared(k_desc, [at, column], k_here.index(stage), k_tiles.index(stage))
+        mbarrier.wait(v_free.index(stage), odd ^ 1)
+        mbarrier.expect(v_here.index(stage), v_desc.block_type.nbytes)
+        tma.async_copy_global_to_shared(v_desc, [at, column], v_here.index(stage), v_tiles.index(stage))
+
+
+@gluon.jit
+def _fill(i, tiles, buffer, here, desc, begin, column):
+    """Without a loader: tile i, if there is one, into its stage, which no warp reads any more."""
+    STAGES: gl.constexpr = buffer.shape[0]
+    KEYS: gl.constexpr = buffer.shape[1]
+    at, stage, more = begin + (tiles - 1 - i) * KEYS, i % STAGES, i < tiles
+    mbarrier.expect(here.index(stage), desc.block_type.nbytes, pred=more)
+    tma.async_copy_global_to_shared(desc, [at, column], here.index(stage), buffer.index(stage), pred=more)
+
+
+@gluon.jit
+def _leave(i, tiles, buffer, here, free, desc, begin, column, LOADER: gl.constexpr):
+    """This part has read tile i: its stage may be filled again."""
+    STAGES: gl.constexpr = buffer.shape[0]
+    if LOADER:
+        mbarrier.arrive(free.index(i % STAGES))
+    else:
+        gl.thread_barrier()
+        _fill(i + STAGES, tiles, buffer, here, desc, begin, column)
+
+
+@gluon.jit
+def _turn(WAIT: gl.constexpr, PART: gl.constexpr, THREADS: gl.constexpr):
+    """Wait for this part's turn at the tensor cores, or give the turn to that part."""
+    verb: gl.constexpr = "bar.sync" if WAIT else "bar.arrive"
+    gl.inline_asm_elementwise(
+        f"{verb} {PART + 10}, {THREADS}; mov.u32 $0, 0;", "=r", [], dtype=gl.int32, is_pure=False, pack=1
+    )
+
+
+@gluon.jit
+def _hide(v_tile, there, WARPS: gl.constexpr):
+    """Zeros into a tile of values behind its first `there` keys: they may be NaN, and 0 * NaN is not 0."""
+    LANES: gl.constexpr = v_tile.shape[1] // 8
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [32 // LANES, LANES], [WARPS, 1], [1, 0])
+    key = gl.arange(0, v_tile.shape[0], gl.SliceLayout(1, layout))[:, None]
+    v = v_tile.load(layout)
+    v_tile.store(gl.where(key < there, v, gl.zeros_like(v)))
+    fence_async_shared()
+    gl.thread_barrier()
+
+
+@gluon.jit
+def _soften(scores, best, total, scale):
+    """Of a tile of scores the weights, the running maximum and sum, and by what all before it shrinks."""
+    most = gl.maximum(best, gl.max(scores, 1) * scale)
+    weights = gl.exp2(scores * scale - most[:, None])
+    shrunk = gl.exp2(best - most)
+    return weights, most, total * shrunk + gl.sum(weights, 1), shrunk
+
+
+@gluon.jit
+def _read(
+    q_tile, stages, source, rest, token,
+    PART: gl.constexpr, PARTS: gl.constexpr, TURNS: gl.constexpr, LOADER: gl.constexpr,
+):  # fmt: skip
+    """A part's queries through all tiles: the scores of a tile are under way before the weighted sum of the last."""
+    k_tiles, v_tiles, k_here, v_here, k_free, v_free = stages
+    k_desc, v_desc, begin, column = source
+    tiles, valid, scale, out_ptr, length, stride = rest
+    WARPS: gl.constexpr = gl.num_warps()
+    STAGES: gl.constexpr = k_tiles.shape[0]
+    KEYS: gl.constexpr = k_tiles.shape[1]
+    WIDTH: gl.constexpr = k_tiles.shape[2]
+    QUERIES: gl.constexpr = q_tile.shape[0]
+    PAIR: gl.constexpr = 2 * 32 * WARPS  # the threads of one part and the next
+    dtype: gl.constexpr = q_tile.dtype
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, KEYS, 16])
+    o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, WIDTH, 16])
+    p_layout: gl.constexpr = gl.DotOperandLayout(0, o_layout, 2)
+    o_row: gl.constexpr = gl.SliceLayout(1, o_layout)
+    nothing = gl.zeros([QUERIES, KEYS], gl.float32, s_layout)
+    seen = gl.zeros([QUERIES, WIDTH], gl.float32, o_layout)
+    best = gl.full([QUERIES], -float("inf"), gl.float32, gl.SliceLayout(1, s_layout))
+    total = gl.zeros([QUERIES], gl.float32, gl.SliceLayout(1, s_layout))
+
+    there = valid - (tiles - 1) * KEYS
+    mbarrier.wait(k_here.index(0), 0)
+    scores = warpgroup_mma(q_tile, k_tiles.index(0).permute((1, 0)), nothing, use_acc=False, is_async=True)
+    scores = warpgroup_mma_wait(0, deps=[scores])
+    _leave(0, tiles, k_tiles, k_here, k_free, k_desc, begin, column, LOADER)
+    key = gl.arange(0, KEYS, gl.SliceLayout(0, s_layout))[None, :]
+    weights, best, total, shrunk = _soften(gl.where(key < there, scores, -float("inf")), best, total, scale)
+    p = gl.convert_layout(weights.to(dtype), p_layout)
+    mbarrier.wait(v_here.index(0), 0)
+    if there < KEYS:
+        _hide(v_tiles.index(0), there, WARPS)
+    mbarrier.wait(k_here.index(1), 0, pred=tiles > 1)
+    if TURNS and PART == PARTS - 1:
+        _turn(False, 0, PAIR)
+    for i in range(1, tiles):
+        now, before = i % STAGES, (i - 1) % STAGES
+        if TURNS:
+            _turn(True, PART, PAIR)
+        next_scores = warpgroup_mma(q_tile, k_tiles.index(now).permute((1, 0)), nothing, use_acc=False, is_async=True)
+        mbarrier.wait(v_here.index(before), (i - 1) // STAGES & 1)
+        next_seen = warpgroup_mma(p, v_tiles.index(before), seen, is_async=True)
+        if TURNS:
+            _turn(False, (PART + 1) % PARTS, PAIR)
+        scores = warpgroup_mma_wait(1, deps=[next_scores])
+        _leave(i, tiles, k_tiles, k_here, k_free, k_desc, begin, column, LOADER)
+        weights, best, total, shrunk = _soften(scores, best, total, scale)
+        p = gl.convert_layout(weights.to(dtype), p_layout)
+        # The branches of this wait also keep the assembler from waiting for the sum before it takes the exponentials.
+        mbarrier.wait(k_here.index((i + 1) % STAGES), (i + 1) // STAGES & 1, pred=i + 1 < tiles)
+        seen, p = warpgroup_mma_wait(0, deps=[next_seen, p])
+        _leave(i - 1, tiles, v_tiles, v_here, v_free, v_desc, begin, column, LOADER)
+        seen = seen * gl.convert_layout(shrunk, o_row)[:, None]
+    if TURNS and PART == 0:
+        _turn(True, 0, PAIR)  # the turn that the last part gave last
+    last = tiles - 1
+    mbarrier.wait(v_here.index(last % STAGES), last // STAGES & 1)
+    seen = warpgroup_mma(p, v_tiles.index(last % STAGES), seen, is_async=True)
+    seen = warpgroup_mma_wait(0, deps=[seen]) * (1 / gl.convert_layout(total, o_row))[:, None]
+    token += gl.arange(0, QUERIES, o_row)
+    place = gl.arange(0, WIDTH, gl.SliceLayout(0, o_layout))
+    gl.store(out_ptr + token[:, None] * stride + place[None, :], seen.to(dtype), mask=(token < length)[:, None])
+
+
+@gluon.jit
+def _attend(
+    q_ptr, k_desc, v_desc, out_ptr, begins_ptr, valid_ptr, scale, length, row_stride, token_stride,
+    WIDTH: gl.constexpr, PARTS: gl.constexpr, GROUPS: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr,
+    TURNS: gl.constexpr, LOADER: gl.constexpr, READER: gl.constexpr,
+):  # fmt: skip
+    tile, head, row = gl.program_id(0), gl.program_id(1), gl.program_id(2)
+    begin = gl.load(begins_ptr + row).to(gl.int32)
+    valid = gl.load(valid_ptr + row).to(gl.int32)
+    column, tiles = head * WIDTH, gl.cdiv(valid, KEYS)
+    QUERIES: gl.constexpr = 64 * GROUPS
+    WARPS: gl.constexpr = 4 * GROUPS
+    dtype: gl.constexpr = k_desc.dtype
+    q_shared: gl.constexpr = gl.NVMMASharedLayout.get_default_for([QUERIES, WIDTH], dtype)
+    q_tiles = gl.allocate_shared_memory(dtype, [PARTS, QUERIES, WIDTH], q_shared)
+    k_tiles = gl.allocate_shared_memory(dtype, [STAGES, KEYS, WIDTH], k_desc.layout)
+    v_tiles = gl.allocate_shared_memory(dtype, [STAGES, KEYS, WIDTH], v_desc.layout)
+    k_here = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_here = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    k_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(STAGES):
+        mbarrier.init(k_here.index(i), 1)
+        mbarrier.init(v_here.index(i), 1)
+        mbarrier.init(k_free.index(i), PARTS)
+        mbarrier.init(v_free.index(i), PARTS)
+    first = tile * (PARTS * QUERIES)
+    q_ptr += row.to(gl.int64) * row_stride + column
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // WIDTH, WIDTH // 8], [WARPS, 1], [1, 0])
+    place = gl.arange(0, WIDTH, gl.SliceLayout(0, layout))[None, :]
+    for i in gl.static_range(PARTS):
+        token = (first + i * QUERIES + gl.arange(0, QUERIES, gl.SliceLayout(1, layout)))[:, None]
+        q_tiles.index(i).store(gl.load(q_ptr + token * token_stride + place, mask=token < length, other=0.0))
+    fence_async_shared()
+    gl.thread_barrier()
+    stride = gl.num_programs(1) * WIDTH
+    out_ptr += row.to(gl.int64) * length * stride + column
+    stages = (k_tiles, v_tiles, k_here, v_here, k_free, v_free)
+    source = (k_desc, v_desc, begin, column)
+    bring = (stages, source, tiles)
+    rest = (tiles, valid, scale, out_ptr, length, stride)
+    if LOADER == 0:
+        for i in gl.static_range(STAGES):
+            _fill(i, tiles, k_tiles, k_here, k_desc, begin, column)
+            _fill(i, tiles, v_tiles, v_here, v_desc, begin, column)
+        _read(q_tiles.index(0), stages, source, rest, first, 0, 1, False, False)
+    elif PARTS == 1:
+        gl.warp_specialize([
+            (_read, (q_tiles.index(0), stages, source, rest, first, 0, 1, False, True)),
+            (_bring, bring),
+        ], [1], [LOADER])  # fmt: skip
+    elif PARTS == 2:
+        gl.warp_specialize([
+            (_read, (q_tiles.index(0), stages, source, rest, first, 0, 2, TURNS, True)),
+            (_read, (q_tiles.index(1), stages, source, rest, first + QUERIES, 1, 2, TURNS, True)),
+            (_bring, bring),
+        ], [WARPS, 1], [READER, LOADER])  # fmt: skip
+    else:
+        gl.warp_specialize([
+            (_read, (q_tiles.index(0), stages, source, rest, first, 0, 3, TURNS, True)),
+            (_read, (q_tiles.index(1), stages, source, rest, first + QUERIES, 1, 3, TURNS, True)),
+            (_read, (q_tiles.index(2), stages, source, rest, first + 2 * QUERIES, 2, 3, TURNS, True)),
+            (_bring, bring),
+        ], [WARPS, WARPS, 1], [READER, READER, LOADER])  # fmt: skip
+
+
+def ring_hopper(
+    q: Tensor, k_ring: Tensor, v_ring: Tensor, begins: Tensor, room: int, valid_tokens: Tensor, tiling: Tiling = TILING
+) -> Tensor:
+    """A `world.nn.attention.Ring` for d of 64 or 128 on a GPU of compute capability 9.0."""
+    rows, length, heads, width = q.shape
+    q = q.flatten(2)
+    if q.stride(2) != 1:
+        q = q.contiguous()
+    out = torch.empty(rows, length, heads, width, dtype=q.dtype, device=q.device)
+    half = gl.bfloat16 if q.dtype == torch.bfloat16 else gl.float16
+    block = [tiling.keys, width]
+    layout = gl.NVMMASharedLayout.get_default_for(block, half)
+    rings = [TensorDescriptor.from_tensor(ring.flatten(1), block, layout) for ring in (k_ring, v_ring)]
+    most, loader, reader = tiling.registers
+    _attend[cdiv(length, tiling.queries), heads, rows](
+        q, *rings, out, begins, valid_tokens, math.log2(math.e) / math.sqrt(width), length, q.stride(0), q.stride(1),
+        WIDTH=width, PARTS=tiling.parts, GROUPS=tiling.groups, KEYS=tiling.keys, STAGES=tiling.stages,
+        TURNS=tiling.turns, LOADER=loader, READER=reader, num_warps=4 * tiling.groups, maxnreg=most,
+    )  # fmt: skip
+    return out
