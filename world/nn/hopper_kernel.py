@@ -178,11 +178,11 @@ def _read(
         scores = warpgroup_mma_wait(1, deps=[next_scores])
         _leave(i, tiles, k_tiles, k_here, k_free, k_desc, begin, column, LOADER)
         weights, best, total, shrunk = _soften(scores, best, total, scale)
-        p = gl.convert_layout(weights.to(dtype), p_layout)
         # The branches of this wait also keep the assembler from waiting for the sum before it takes the exponentials.
         mbarrier.wait(k_here.index((i + 1) % STAGES), (i + 1) // STAGES & 1, pred=i + 1 < tiles)
-        seen, p = warpgroup_mma_wait(0, deps=[next_seen, p])
+        seen, weights = warpgroup_mma_wait(0, deps=[next_seen, weights])
         _leave(i - 1, tiles, v_tiles, v_here, v_free, v_desc, begin, column, LOADER)
+        p = gl.convert_layout(weights.to(dtype), p_layout)
         seen = seen * gl.convert_layout(shrunk, o_row)[:, None]
     if TURNS and PART == 0:
         _turn(True, 0, PAIR)  # the turn that the last part gave last
@@ -195,7 +195,8 @@ def _read(
     gl.store(out_ptr + token[:, None] * stride + place[None, :], seen.to(dtype), mask=(token < length)[:, None])
 
 
-@gluon.jit
+# One kernel for every length, and wherever a call's rows begin in a longer table of begins.
+@gluon.jit(do_not_specialize=["length"], do_not_specialize_on_alignment=["begins_ptr", "valid_ptr"])
 def _attend(
     q_ptr, k_desc, v_desc, out_ptr, begins_ptr, valid_ptr, scale, length, row_stride, token_stride,
     WIDTH: gl.constexpr, PARTS: gl.constexpr, GROUPS: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr,
