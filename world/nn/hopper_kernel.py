@@ -12,6 +12,8 @@ import math
 from dataclasses import dataclass
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 from triton import cdiv
 from triton.experimental import gluon
@@ -39,10 +41,16 @@ class Tiling:
     stages: int = 2
     turns: bool = True
     loader: bool = True
+    splits: int = 1  # at most, of jobs that would be alone on the GPU
 
     @property
     def queries(self) -> int:
         return 64 * self.parts * self.groups
+
+    @property
+    def resident(self) -> int:
+        """Programs on a multiprocessor at once."""
+        return 2 if self.parts * self.groups == 1 else 1
 
     @property
     def registers(self) -> tuple[int | None, int, int]:
@@ -129,13 +137,15 @@ def _soften(scores, best, total, scale):
 
 @gluon.jit
 def _read(
-    q_tile, stages, source, rest, token,
+    q_tile, stages, source, rest, first,
     PART: gl.constexpr, PARTS: gl.constexpr, TURNS: gl.constexpr, LOADER: gl.constexpr,
 ):  # fmt: skip
-    """A part's queries through all tiles: the scores of a tile are under way before the weighted sum of the last."""
+    """A part's queries through all tiles: the scores of a tile are under way before the weighted sum of the last.
+
+    The result goes out, or with a `slot` of the pieces its sums and the maximum that they refer to go there."""
     k_tiles, v_tiles, k_here, v_here, k_free, v_free = stages
     k_desc, v_desc, begin, column = source
-    tiles, valid, scale, out_ptr, length, stride = rest
+    tiles, valid, scale, out_ptr, length, stride, slot, pieces_ptr, bests_ptr, totals_ptr = rest
     WARPS: gl.constexpr = gl.num_warps()
     STAGES: gl.constexpr = k_tiles.shape[0]
     KEYS: gl.constexpr = k_tiles.shape[1]
@@ -189,23 +199,40 @@ def _read(
     last = tiles - 1
     mbarrier.wait(v_here.index(last % STAGES), last // STAGES & 1)
     seen = warpgroup_mma(p, v_tiles.index(last % STAGES), seen, is_async=True)
-    seen = warpgroup_mma_wait(0, deps=[seen]) * (1 / gl.convert_layout(total, o_row))[:, None]
-    token += gl.arange(0, QUERIES, o_row)
-    place = gl.arange(0, WIDTH, gl.SliceLayout(0, o_layout))
-    gl.store(out_ptr + token[:, None] * stride + place[None, :], seen.to(dtype), mask=(token < length)[:, None])
+    seen = warpgroup_mma_wait(0, deps=[seen])
+    best, total = gl.convert_layout(best, o_row), gl.convert_layout(total, o_row)
+    place = gl.arange(0, WIDTH, gl.SliceLayout(0, o_layout))[None, :]
+    query = PART * QUERIES + gl.arange(0, QUERIES, o_row)
+    if slot < 0:
+        token = first + query
+        at = out_ptr + token[:, None] * stride + place
+        gl.store(at, (seen * (1 / total)[:, None]).to(dtype), mask=(token < length)[:, None])
+    else:
+        query += slot * (PARTS * QUERIES)
+        gl.store(pieces_ptr + query[:, None] * WIDTH + place, seen)
+        gl.store(bests_ptr + query, best)
+        gl.store(totals_ptr + query, total)
 
 
 # One kernel for every length, and wherever a call's rows begin in a longer table of begins.
-@gluon.jit(do_not_specialize=["length"], do_not_specialize_on_alignment=["begins_ptr", "valid_ptr"])
+@gluon.jit(do_not_specialize=["length", "whole", "splits"], do_not_specialize_on_alignment=["begins_ptr", "valid_ptr"])
 def _attend(
-    q_ptr, k_desc, v_desc, out_ptr, begins_ptr, valid_ptr, scale, length, row_stride, token_stride,
+    q_ptr, k_desc, v_desc, out_ptr, begins_ptr, valid_ptr, pieces_ptr, bests_ptr, totals_ptr,
+    scale, length, heads, row_stride, token_stride, whole, splits,
     WIDTH: gl.constexpr, PARTS: gl.constexpr, GROUPS: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr,
     TURNS: gl.constexpr, LOADER: gl.constexpr, READER: gl.constexpr,
 ):  # fmt: skip
-    tile, head, row = gl.program_id(0), gl.program_id(1), gl.program_id(2)
+    job, row = gl.program_id(0), gl.program_id(1)
     begin = gl.load(begins_ptr + row).to(gl.int32)
     valid = gl.load(valid_ptr + row).to(gl.int32)
-    column, tiles = head * WIDTH, gl.cdiv(valid, KEYS)
+    tiles = gl.cdiv(valid, KEYS)
+    place, slot = job, -1
+    if job >= whole:  # a piece of the tiles: the first has some, and one that has none weighs nothing
+        piece = (job - whole) % splits
+        place, slot = whole + (job - whole) // splits, row * (gl.num_programs(0) - whole) + job - whole
+        before, after = gl.cdiv(piece * tiles, splits), gl.cdiv((piece + 1) * tiles, splits)
+        begin += before * KEYS
+        valid, tiles = gl.minimum(valid, after * KEYS) - before * KEYS, gl.maximum(after - before, 1)
     QUERIES: gl.constexpr = 64 * GROUPS
     WARPS: gl.constexpr = 4 * GROUPS
     dtype: gl.constexpr = k_desc.dtype
@@ -222,21 +249,22 @@ def _attend(
         mbarrier.init(v_here.index(i), 1)
         mbarrier.init(k_free.index(i), PARTS)
         mbarrier.init(v_free.index(i), PARTS)
-    first = tile * (PARTS * QUERIES)
+    across = gl.cdiv(length, PARTS * QUERIES)
+    first, column = place % across * (PARTS * QUERIES), place // across * WIDTH
     q_ptr += row.to(gl.int64) * row_stride + column
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // WIDTH, WIDTH // 8], [WARPS, 1], [1, 0])
-    place = gl.arange(0, WIDTH, gl.SliceLayout(0, layout))[None, :]
     for i in gl.static_range(PARTS):
         token = (first + i * QUERIES + gl.arange(0, QUERIES, gl.SliceLayout(1, layout)))[:, None]
-        q_tiles.index(i).store(gl.load(q_ptr + token * token_stride + place, mask=token < length, other=0.0))
+        at = q_ptr + token * token_stride + gl.arange(0, WIDTH, gl.SliceLayout(0, layout))[None, :]
+        q_tiles.index(i).store(gl.load(at, mask=token < length, other=0.0))
     fence_async_shared()
     gl.thread_barrier()
-    stride = gl.num_programs(1) * WIDTH
+    stride = heads * WIDTH
     out_ptr += row.to(gl.int64) * length * stride + column
     stages = (k_tiles, v_tiles, k_here, v_here, k_free, v_free)
     source = (k_desc, v_desc, begin, column)
     bring = (stages, source, tiles)
-    rest = (tiles, valid, scale, out_ptr, length, stride)
+    rest = (tiles, valid, scale, out_ptr, length, stride, slot, pieces_ptr, bests_ptr, totals_ptr)
     if LOADER == 0:
         for i in gl.static_range(STAGES):
             _fill(i, tiles, k_tiles, k_here, k_desc, begin, column)
@@ -250,16 +278,54 @@ def _attend(
     elif PARTS == 2:
         gl.warp_specialize([
             (_read, (q_tiles.index(0), stages, source, rest, first, 0, 2, TURNS, True)),
-            (_read, (q_tiles.index(1), stages, source, rest, first + QUERIES, 1, 2, TURNS, True)),
+            (_read, (q_tiles.index(1), stages, source, rest, first, 1, 2, TURNS, True)),
             (_bring, bring),
         ], [WARPS, 1], [READER, LOADER])  # fmt: skip
     else:
         gl.warp_specialize([
             (_read, (q_tiles.index(0), stages, source, rest, first, 0, 3, TURNS, True)),
-            (_read, (q_tiles.index(1), stages, source, rest, first + QUERIES, 1, 3, TURNS, True)),
-            (_read, (q_tiles.index(2), stages, source, rest, first + 2 * QUERIES, 2, 3, TURNS, True)),
+            (_read, (q_tiles.index(1), stages, source, rest, first, 1, 3, TURNS, True)),
+            (_read, (q_tiles.index(2), stages, source, rest, first, 2, 3, TURNS, True)),
             (_bring, bring),
         ], [WARPS, WARPS, 1], [READER, READER, LOADER])  # fmt: skip
+
+
+@triton.jit
+def _merge(
+    pieces_ptr, bests_ptr, totals_ptr, out_ptr, length, heads, whole, splits,
+    WIDTH: tl.constexpr, QUERIES: tl.constexpr, TOGETHER: tl.constexpr,
+):  # fmt: skip
+    """The pieces of some queries into one result, in the order of their keys."""
+    left, part, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    query = part * TOGETHER + tl.arange(0, TOGETHER)
+    place = tl.arange(0, WIDTH)[None, :]
+    best = tl.full([TOGETHER], -float("inf"), tl.float32)
+    total = tl.zeros([TOGETHER], tl.float32)
+    seen = tl.zeros([TOGETHER, WIDTH], tl.float32)
+    for piece in range(splits):
+        at = ((row * tl.num_programs(0) + left) * splits + piece) * QUERIES + query
+        its_best = tl.load(bests_ptr + at)
+        most = tl.maximum(best, its_best)
+        old, new = tl.exp2(best - most), tl.exp2(its_best - most)
+        weighs = its_best > -float("inf")
+        total = total * old + tl.where(weighs, tl.load(totals_ptr + at) * new, 0.0)
+        its = tl.load(pieces_ptr + at[:, None] * WIDTH + place)
+        seen = seen * old[:, None] + tl.where(weighs[:, None], its * new[:, None], 0.0)
+        best = most
+    across = tl.cdiv(length, QUERIES)
+    token = (whole + left) % across * QUERIES + query
+    at = (row.to(tl.int64) * length + token[:, None]) * (heads * WIDTH) + (whole + left) // across * WIDTH + place
+    tl.store(out_ptr + at, (seen / total[:, None]).to(out_ptr.dtype.element_ty), mask=(token < length)[:, None])
+
+
+def _spread(jobs: int, places: int, most: int) -> tuple[int, int]:
+    """How many of a row's jobs to leave whole, and into how many pieces to split each of the rest.
+
+    Those behind the last full round of the multiprocessors would leave most of them idle. A row's share depends on its
+    own jobs alone, so its bits do not on who shares the call."""
+    left = jobs % places
+    splits = min(range(1, most + 1), key=lambda n: math.ceil(left * n / places) / n + n / 64)
+    return (jobs - left, splits) if left and splits > 1 else (jobs, 1)
 
 
 def ring_hopper(
@@ -276,9 +342,22 @@ def ring_hopper(
     layout = gl.NVMMASharedLayout.get_default_for(block, half)
     rings = [TensorDescriptor.from_tensor(ring.flatten(1), block, layout) for ring in (k_ring, v_ring)]
     most, loader, reader = tiling.registers
-    _attend[cdiv(length, tiling.queries), heads, rows](
-        q, *rings, out, begins, valid_tokens, math.log2(math.e) / math.sqrt(width), length, q.stride(0), q.stride(1),
+    places = torch.cuda.get_device_properties(q.device).multi_processor_count * tiling.resident
+    jobs = cdiv(length, tiling.queries) * heads
+    whole, splits = _spread(jobs, places, max(min(tiling.splits, room // (8 * tiling.keys)), 1))
+    left = jobs - whole
+    pieces = torch.empty(rows, left * splits, tiling.queries, width, device=q.device)
+    bests, totals = torch.empty(2, rows, left * splits, tiling.queries, device=q.device)
+    _attend[whole + left * splits, rows](
+        q, *rings, out, begins, valid_tokens, pieces, bests, totals,
+        math.log2(math.e) / math.sqrt(width), length, heads, q.stride(0), q.stride(1), whole, splits,
         WIDTH=width, PARTS=tiling.parts, GROUPS=tiling.groups, KEYS=tiling.keys, STAGES=tiling.stages,
         TURNS=tiling.turns, LOADER=loader, READER=reader, num_warps=4 * tiling.groups, maxnreg=most,
     )  # fmt: skip
+    if left:
+        together = 16
+        _merge[left, tiling.queries // together, rows](
+            pieces, bests, totals, out, length, heads, whole, splits,
+            WIDTH=width, QUERIES=tiling.queries, TOGETHER=together, num_warps=4,
+        )  # fmt: skip
     return out
