@@ -308,9 +308,9 @@ def _merge(
         most = tl.maximum(best, its_best)
         old, new = tl.exp2(best - most), tl.exp2(its_best - most)
         weighs = its_best > -float("inf")
-        total = total * old + tl.where(weighs, tl.load(totals_ptr + at) * new, 0.0)
-        its = tl.load(pieces_ptr + at[:, None] * WIDTH + place)
-        seen = seen * old[:, None] + tl.where(weighs[:, None], its * new[:, None], 0.0)
+        total = total * old + tl.load(totals_ptr + at, mask=weighs, other=0.0) * new
+        its = tl.load(pieces_ptr + at[:, None] * WIDTH + place, mask=weighs[:, None], other=0.0)
+        seen = seen * old[:, None] + its * new[:, None]
         best = most
     across = tl.cdiv(length, QUERIES)
     token = (whole + left) % across * QUERIES + query
