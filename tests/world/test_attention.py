@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -83,10 +85,15 @@ def test_a_ring_shorter_than_the_room_is_its_valid_prefix(beyond):
 
 
 @needs_triton
-def test_the_door_takes_the_kernel_where_it_can_run():
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)])
+def test_the_door_takes_the_kernel_where_it_can_run(capability, monkeypatch):
+    from world.nn.hopper_kernel import ring_hopper
     from world.nn.ring_kernel import ring_triton
 
-    assert ring_door(torch.device("cuda"), torch.bfloat16) is ring_triton
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert ring_door(torch.device("cuda"), torch.bfloat16) is (ring_hopper if capability == (9, 0) else ring_triton)
+    monkeypatch.setitem(sys.modules, "world.nn.hopper_kernel", None)
+    assert ring_door(torch.device("cuda"), torch.bfloat16) is ring_triton, "without Gluon"
     assert ring_door(torch.device("cuda"), torch.float32) is ring_sdpa, "tensor cores would round float32"
     assert ring_door(torch.device("cpu"), torch.bfloat16) is ring_sdpa
 

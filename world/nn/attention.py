@@ -1,13 +1,14 @@
 """The one attention door: queries of a chunk against the KV ring of each row's slot.
 
-On a GPU in half precision a kernel of our own (`world.nn.ring_kernel`) reads the rings in place, as much of each as is
-written. Everywhere else torch's scaled-dot-product attention runs over copies of the rows' rings with what is not yet
-written masked, its shape the same from the first frame.
+On a GPU in half precision a kernel of our own (`world.nn.ring_kernel`, on a Hopper GPU `world.nn.hopper_kernel`) reads
+the rings in place, as much of each as is written. Everywhere else torch's scaled-dot-product attention runs over copies
+of the rows' rings with what is not yet written masked, its shape the same from the first frame.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 import torch.nn.functional as F
@@ -39,5 +40,10 @@ def ring_door(device: torch.device, dtype: torch.dtype) -> Ring:
     if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
         from world.nn.ring_kernel import ring_triton  # Triton comes with torch for GPUs only
 
+        if torch.cuda.get_device_capability(device) == (9, 0):
+            with suppress(ImportError):  # Gluon is an experiment of Triton's: its names may move
+                from world.nn.hopper_kernel import ring_hopper
+
+                return ring_hopper
         return ring_triton
     return ring_sdpa

@@ -27,6 +27,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from world.nn.ring_kernel import ring_triton
+
 
 @dataclass(frozen=True)
 class Tiling:
@@ -331,8 +333,10 @@ def _spread(jobs: int, places: int, most: int) -> tuple[int, int]:
 def ring_hopper(
     q: Tensor, k_ring: Tensor, v_ring: Tensor, begins: Tensor, room: int, valid_tokens: Tensor, tiling: Tiling = TILING
 ) -> Tensor:
-    """A `world.nn.attention.Ring` for d of 64 or 128 on a GPU of compute capability 9.0."""
+    """A `world.nn.attention.Ring` on a GPU of compute capability 9.0; for d other than 64 and 128 `ring_triton`."""
     rows, length, heads, width = q.shape
+    if width not in (64, 128):
+        return ring_triton(q, k_ring, v_ring, begins, room, valid_tokens)
     q = q.flatten(2)
     if q.stride(2) != 1:
         q = q.contiguous()
