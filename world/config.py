@@ -47,5 +47,5 @@ class WorldConfig:
     @property
     def decode_rows(self) -> int:
         """Rows that are decoded at once. A large picture fills a device by itself, and is decoded alone: what a decode
-        works with grows with the rows, 5 GB each at 832x480."""
+        works with grows with the rows, 2.5 GB each at 832x480."""
         return min(self.max_rows, max(1, DECODED_PIXELS // (self.geometry.width * self.geometry.height)))

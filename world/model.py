@@ -82,6 +82,8 @@ class DiffusionWorld:
         self.cfg, self.vae, self.text_encoder, self._scenes = cfg, vae, text, tuple(scenes)
         self.device = dit.head.modulation.device
         self.ranks = ranks
+        if self.device.type == "cuda":
+            vae.lay_out()
         self.slab = Slab(cfg, num_slots, self.device, dit.dtype, vae.dtype, ranks)
         self.denoiser = Denoiser(cfg, dit, self.slab)
         most = min(num_slots, cfg.max_rows)
@@ -345,9 +347,7 @@ class DiffusionWorld:
         def decode(columns: Tensor) -> Tensor:
             slots, at, frames = columns
             z = self.slab.x[slots, :, frames].unsqueeze(2)
-            video, caches = self.vae.decode(z, [cache[at] for cache in self.slab.decoder], first)
-            for kept, new in zip(self.slab.decoder, caches, strict=True):
-                kept.index_copy_(0, at, new.to(kept.dtype))
+            video, _ = self.vae.decode(z, self.slab.decoder, first, at)
             return to_i420(video)
 
         made: Tensor = self.graphs.run(("decode", first), decode, [columns], [idle])

@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.world.kernels import DEVICE, HALF, needs_triton
 from tests.world.tiny_world import Life, Player, random_world, tick, tiny_config
 from world.nn import rows, vae
-from world.nn.rows import ScaleShift
+from world.nn.rows import ScaleShift, Sum
 
 pytestmark = needs_triton
 CLOSE = {"rtol": 0, "atol": 3e-5}
@@ -91,16 +91,49 @@ def test_unit_norm(seed, size, silu):
     torch.testing.assert_close(unit_norm(x, gamma, silu), rows.unit_norm(x, gamma, silu), **CLOSE)
 
 
-@settings(max_examples=12, deadline=None)
-@given(seed=st.integers(0, 2**32), size=FRAMES)
-def test_stacked_norm(seed, size):
-    from world.nn.row_kernels import stacked_norm
+def sum_of(seed: int, size: tuple[int, ...], parts: str) -> Sum:
+    """Frames of this size, with those parts of a sum that are named."""
+    bias = normal(seed + 1, size[-1]) if "bias" in parts else None
+    return Sum(normal(seed, *size), bias, normal(seed + 2, *size) if "stream" in parts else None)
 
+
+PARTS = st.sampled_from(["", "bias", "stream", "bias and stream"])
+
+
+@settings(max_examples=16, deadline=None)
+@given(
+    seed=st.integers(0, 2**32), size=FRAMES, parts=PARTS, normed=st.booleans(), in_place=st.booleans(),
+    whole=st.booleans(),
+)  # fmt: skip
+def test_stacked(seed, size, parts, normed, in_place, whole):
+    """Frames behind those before them; a cache moves on where it lies, other rows left alone, or elsewhere."""
     (b, frames, *area, channels) = size
-    x, gamma, past = normal(seed, *size), normal(seed + 1, channels), normal(seed + 2, b, 2, *area, channels)
-    all_frames = torch.cat([past, rows.unit_norm(x, gamma, silu=True)], dim=1)
-    expected = torch.cat([all_frames[:, k : k + frames] for k in range(3)], dim=-1)
-    torch.testing.assert_close(stacked_norm(x, gamma, past), expected, **CLOSE)
+    x, gamma = sum_of(seed, size, parts), normal(seed + 3, channels) if normed else None
+    at = normal(seed + 4, b + 2).argsort()[:b] if in_place else None
+    past = normal(seed + 5, b + 2 if in_place else b, 2, *area, channels)
+    kept, before = past if in_place else torch.empty_like(past), past.clone()
+    made = x.made() if gamma is None else rows.unit_norm(x.made(), gamma, silu=True)
+    all_frames = torch.cat([before if at is None else before[at], made], dim=1)
+    summed, got = rows.stacked(x, gamma, past, kept, at, whole)
+    torch.testing.assert_close(got, torch.cat([all_frames[:, k : k + frames] for k in range(3)], dim=-1), **CLOSE)
+    expected = before.clone()
+    expected[slice(None) if at is None else at] = all_frames[:, -2:]
+    torch.testing.assert_close(kept, expected, **CLOSE)
+    assert in_place or torch.equal(past, before)
+    torch.testing.assert_close(summed.made(), x.made(), **CLOSE)
+    assert not whole or (summed.bias is None and summed.stream is None)
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 2**32), size=FRAMES, parts=PARTS, together=st.integers(1, 2))
+def test_doubled(seed, size, parts, together):
+    (b, frames, *_, channels) = size
+    x = sum_of(seed, (*size[:-1], together * channels), parts)
+    images = x.made().unflatten(-1, (together, channels)).movedim(-2, 2).flatten(0, 2)
+    expected = images.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
+    torch.testing.assert_close(
+        rows.doubled(x, channels), expected.unflatten(0, (b, frames * together)), rtol=0, atol=1e-6
+    )
 
 
 @settings(max_examples=12, deadline=None)
@@ -127,6 +160,22 @@ def test_a_token_has_the_bits_it_has_alone():
     _, together = add_norm(x, (weight, bias, 1e-6), HALF, None, None, None)
     assert torch.equal(together[1:2], add_norm(x[1:2], (weight[1:2], bias[1:2], 1e-6), HALF, None, None, None)[1])
     assert torch.equal(norm_turn(x, bias[0, 0], 1e-6, None)[2:], norm_turn(x[2:], bias[0, 0], 1e-6, None))
+
+
+def test_a_pixel_has_the_bits_it_has_alone():
+    """In the company of other players, and of the pixels around it."""
+    x, past = sum_of(1, (3, 2, 5, 7, 96), "bias and stream"), normal(5, 3, 2, 5, 7, 96)
+    assert x.stream is not None
+
+    def made(rows_: slice, lines: slice) -> list[Tensor]:
+        part = Sum(x.x[rows_, :, lines], x.bias, x.stream[rows_, :, lines])
+        kept = past[rows_, :, lines].clone()
+        summed, frames = rows.stacked(part, normal(6, 96), kept, kept, None, whole=True)
+        return [summed.x, frames, kept, rows.doubled(part, 96)[:, :, ::2]]
+
+    whole = made(slice(None), slice(None))
+    for one, other in zip(made(slice(1, 2), slice(2, 4)), whole, strict=True):
+        assert torch.equal(one, other[1:2, :, 2:4])
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")

@@ -62,6 +62,37 @@ def test_a_row_decodes_to_the_bits_it_has_alone(dtype, sizes):
         assert torch.equal(decode(vae, z[row : row + 1], [1]), together[row : row + 1]), row
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_caches_move_on_where_they_lie(dtype):
+    """In rows of something larger, of which others are left alone."""
+    vae, z, at = tiny_vae(dtype), latents(2, 2), torch.tensor([3, 1])
+    shapes = [cache.shape[1:] for cache in vae.decode(z[:, :, :1], None, first=True)[1]]
+    kept = [torch.full((5, *shape), torch.nan, dtype=dtype) for shape in shapes]
+    for cache in kept:
+        cache[at] = 0
+    caches = None
+    for i in range(2):
+        expected, caches = vae.decode(z[:, :, i : i + 1], caches, i == 0)
+        video, same = vae.decode(z[:, :, i : i + 1], kept, i == 0, at)
+        assert torch.equal(video, expected)
+        for one, other, moved in zip(kept, same, caches, strict=True):
+            assert one is other and torch.equal(one[at], moved) and one[[0, 2, 4]].isnan().all()
+
+
+def test_weights_laid_out_are_the_same_and_what_convolutions_read():
+    vae, other = tiny_vae(), tiny_vae()
+    other.lay_out()
+    for (name, one), again in zip(vae.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(one, again), name
+    for module in other.modules():
+        weight = module.weight if isinstance(module, torch.nn.Conv2d | torch.nn.Conv3d) else None
+        read = weight.transpose(1, 2).flatten(1, 2) if isinstance(module, torch.nn.Conv3d) else weight
+        if read is not None:
+            assert read.data_ptr() == weight.data_ptr() and read.is_contiguous(memory_format=torch.channels_last)
+    z = latents(1, 2)
+    torch.testing.assert_close(decode(other, z, [1]), decode(vae, z, [1]), rtol=0, atol=1e-4)
+
+
 def test_the_first_latent_is_one_frame_and_sees_no_past():
     vae, z = tiny_vae(), latents(1, 2)
     first, caches = vae.decode(z[:, :, :1], None, first=True)

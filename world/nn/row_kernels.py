@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 WARPS = 8  # of a token
-PROGRAM = 4096  # numbers that a program of small tokens has
+PROGRAM = 2048  # numbers that a program of pixels has of a frame
 Pair = tuple[Tensor, Tensor]
 
 
@@ -78,23 +78,80 @@ def _norm_turn(
 
 
 @triton.jit
-def _unit_norm(
-    x_ptr, gamma_ptr, out_ptr, pixels, channels, root, frames, area, SILU: tl.constexpr, STACK: tl.constexpr,
-    PIXELS: tl.constexpr, WIDTH: tl.constexpr,
+def _frames(
+    x_ptr, bias_ptr, stream_ptr, gamma_ptr, past_ptr, at_ptr, sum_ptr, out_ptr, kept_ptr, frames, area, channels, root,
+    BIAS: tl.constexpr, STREAM: tl.constexpr, WHOLE: tl.constexpr, NORM: tl.constexpr, SILU: tl.constexpr,
+    STACK: tl.constexpr, AT: tl.constexpr, PIXELS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)[:, None]
+    pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)[:, None]
+    row = tl.program_id(1).to(tl.int64)
     c = tl.arange(0, WIDTH)[None, :]
-    there = (pixel < pixels) & (c < channels)
-    x = tl.load(x_ptr + pixel * channels + c, mask=there, other=0.0).to(tl.float32)
-    size = tl.maximum(tl.sqrt(tl.sum(x * x, 1)), 1e-12)
-    gamma = tl.load(gamma_ptr + c, mask=c < channels, other=0.0).to(tl.float32) * root
-    x = x / size[:, None] * gamma
-    if SILU:
-        x = x * tl.sigmoid(x)
-    frame = pixel // area % frames
-    for k in tl.static_range(STACK):  # a frame is the newest of its own stack and older in the next ones
-        at = ((pixel + k * area) * STACK + (STACK - 1 - k)) * channels + c
-        tl.store(out_ptr + at, x.to(out_ptr.dtype.element_ty), mask=there & (frame + k < frames))
+    there = (pixel < area) & (c < channels)
+    at, size = pixel * channels + c, area * channels  # in a frame
+    dtype = out_ptr.dtype.element_ty
+    if BIAS:
+        bias = tl.load(bias_ptr + c, mask=c < channels, other=0.0).to(tl.float32)
+    if NORM:
+        gamma = tl.load(gamma_ptr + c, mask=c < channels, other=0.0).to(tl.float32) * root
+    if STACK:
+        cache = row
+        if AT:
+            cache = tl.load(at_ptr + row)
+        cache = cache * 2 * size
+        old = tl.load(past_ptr + cache + at, mask=there, other=0.0).to(dtype)
+        last = tl.load(past_ptr + cache + size + at, mask=there, other=0.0).to(dtype)
+    for t in range(frames):
+        frame = (row * frames + t) * size
+        x = tl.load(x_ptr + frame + at, mask=there, other=0.0).to(tl.float32)
+        if BIAS:
+            x += bias
+        if STREAM:
+            x += tl.load(stream_ptr + frame + at, mask=there, other=0.0).to(tl.float32)
+        if WHOLE:
+            tl.store(sum_ptr + frame + at, x.to(dtype), mask=there)
+        if NORM:
+            x = x * (1 / tl.maximum(tl.sqrt(tl.sum(x * x, 1)), 1e-12))[:, None] * gamma
+        if SILU:
+            x = x * tl.sigmoid(x)
+        made = x.to(dtype)
+        if STACK:
+            into = out_ptr + frame * 3 + pixel * 3 * channels + c
+            tl.store(into, old, mask=there)
+            tl.store(into + channels, last, mask=there)
+            tl.store(into + 2 * channels, made, mask=there)
+            old = last
+            last = made
+        else:
+            tl.store(out_ptr + frame + at, made, mask=there)
+    if STACK:  # nobody else reads or writes these pixels of the cache
+        tl.store(kept_ptr + cache + at, old.to(kept_ptr.dtype.element_ty), mask=there)
+        tl.store(kept_ptr + cache + size + at, last.to(kept_ptr.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _doubled(
+    x_ptr, bias_ptr, stream_ptr, out_ptr, area, width, parts, channels,
+    BIAS: tl.constexpr, STREAM: tl.constexpr, PIXELS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)[:, None]
+    image = tl.program_id(1)
+    c = tl.arange(0, WIDTH)[None, :]
+    there = (pixel < area) & (c < channels)
+    part, frame = image % parts, (image // parts).to(tl.int64) * parts * area * channels
+    at = (pixel * parts + part) * channels + c
+    x = tl.load(x_ptr + frame + at, mask=there, other=0.0).to(tl.float32)
+    if BIAS:
+        x += tl.load(bias_ptr + part * channels + c, mask=c < channels, other=0.0).to(tl.float32)
+    if STREAM:
+        x += tl.load(stream_ptr + frame + at, mask=there, other=0.0).to(tl.float32)
+    x = x.to(out_ptr.dtype.element_ty)
+    across = 2 * width * channels
+    into = out_ptr + image.to(tl.int64) * 4 * area * channels
+    into += pixel // width * 2 * across + pixel % width * 2 * channels + c
+    tl.store(into, x, mask=there)
+    tl.store(into + channels, x, mask=there)
+    tl.store(into + across, x, mask=there)
+    tl.store(into + across + channels, x, mask=there)
 
 
 @triton.jit
@@ -160,31 +217,57 @@ def _normed_and_turned(
 
 def unit_norm(x: Tensor, gamma: Tensor, silu: bool) -> Tensor:
     """`world.nn.rows.unit_norm`."""
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    _normed_into(out, x, gamma, silu, stack=1)
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    frames, area, channels = x.shape[:2].numel(), x.shape[2:-1].numel(), x.shape[-1]
+    many, grid, width = _pixels(frames, area, channels)
+    _frames[grid](
+        x, x, x, gamma, x, x, x, out, x, 1, area, channels, channels**0.5,
+        BIAS=False, STREAM=False, WHOLE=False, NORM=True, SILU=silu, STACK=False, AT=False,
+        PIXELS=many, WIDTH=width, num_warps=4,
+    )  # fmt: skip
     return out
 
 
-def stacked_norm(x: Tensor, gamma: Tensor, past: Tensor) -> Tensor:
-    """Unit norm and SiLU of frames [B, T, H, W, C], each behind the two before it [B, T, H, W, 3 C]; `past`
-    [B, 2, H, W, C] are those before the first, normed already."""
+def stacked(
+    x: Tensor, bias: Tensor | None, stream: Tensor | None, gamma: Tensor | None, past: Tensor, kept: Tensor,
+    at: Tensor | None, whole: bool,
+) -> Pair:  # fmt: skip
+    """`world.nn.rows.stacked`, with the sum of x, bias and stream if it is wanted whole, else x."""
     b, frames, height, width, channels = x.shape
-    out = x.new_empty(b, frames, height, width, 3, channels)
-    _normed_into(out, x, gamma, silu=True, stack=3)
-    out[:, 0, ..., :2, :] = past.movedim(1, -2)
-    if frames > 1:
-        out[:, 1, ..., 0, :] = past[:, 1]
-    return out.flatten(-2)
-
-
-def _normed_into(out: Tensor, x: Tensor, gamma: Tensor, silu: bool, stack: int) -> None:
-    channels, frames, area = x.shape[-1], x.shape[1], x.shape[2:-1].numel()
-    width = triton.next_power_of_2(channels)
-    many, pixels = max(1, PROGRAM // width), x.numel() // channels
-    _unit_norm[(triton.cdiv(pixels, many),)](
-        x.contiguous(), gamma, out, pixels, channels, channels**0.5, frames, area, SILU=silu, STACK=stack,
-        PIXELS=many, WIDTH=width, num_warps=4,
+    x = x.contiguous()
+    past = kept if past is kept else past.contiguous()
+    assert kept.is_contiguous()
+    summed = torch.empty_like(x) if whole else x
+    out = x.new_empty(b, frames, height, width, 3 * channels)
+    many, grid, wide = _pixels(b, height * width, channels)
+    _frames[grid](
+        x, _given(bias, x), _given(stream, x), _given(gamma, x), past, _given(at, x), summed, out, kept,
+        frames, height * width, channels, channels**0.5,
+        BIAS=bias is not None, STREAM=stream is not None, WHOLE=whole, NORM=gamma is not None, SILU=gamma is not None,
+        STACK=True, AT=at is not None, PIXELS=many, WIDTH=wide, num_warps=4,
     )  # fmt: skip
+    return summed, out
+
+
+def doubled(x: Tensor, bias: Tensor | None, stream: Tensor | None, channels: int) -> Tensor:
+    """`world.nn.rows.doubled`."""
+    b, frames, height, width, all_channels = x.shape
+    x, images = x.contiguous(), frames * all_channels // channels
+    out = x.new_empty(b, images, 2 * height, 2 * width, channels)
+    many, grid, wide = _pixels(b * images, height * width, channels)
+    _doubled[grid](
+        x, _given(bias, x), _given(stream, x), out, height * width, width, all_channels // channels, channels,
+        BIAS=bias is not None, STREAM=stream is not None, PIXELS=many, WIDTH=wide, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def _pixels(images: int, area: int, channels: int) -> tuple[int, tuple[int, int], int]:
+    """How many pixels a program has, the programs of so many images, and channels as a power of two."""
+    width = triton.next_power_of_2(channels)
+    many = max(1, PROGRAM // width)
+    return many, (triton.cdiv(area, many), images), width
 
 
 def quantise(x: Tensor, dtype: torch.dtype, greatest: float, least: float) -> Pair:

@@ -94,10 +94,34 @@ def unit_norm(x: Tensor, gamma: Tensor, silu: bool) -> Tensor:
     return F.silu(normed) if silu else normed
 
 
-def stacked_norm(x: Tensor, gamma: Tensor, past: Tensor) -> Tensor:
-    """Where `fused`: unit norm and SiLU of frames [B, T, H, W, C], each behind the two before it [B, T, H, W, 3 C].
-    `past` [B, 2, H, W, C] are those before the first, normed already."""
-    return _kernels().stacked_norm(x, gamma, past)
+@dataclass(frozen=True, slots=True, eq=False)
+class Sum:
+    """Frames [B, T, H, W, C] and what is left to be added to them, best done on the way to what reads them."""
+
+    x: Tensor
+    bias: Tensor | None = None  # [C]
+    stream: Tensor | None = None  # [B, T, H, W, C]
+
+    def made(self) -> Tensor:
+        x = self.x if self.bias is None else self.x + self.bias
+        return x if self.stream is None else x + self.stream
+
+
+def stacked(
+    x: Sum, gamma: Tensor | None, past: Tensor, kept: Tensor, at: Tensor | None, whole: bool
+) -> tuple[Sum, Tensor]:
+    """Where `fused`: each frame behind the two before it [B, T, H, W, 3 C], after unit norm and SiLU if there is a
+    gamma [C]; and x, with `whole` added up. The two before the first are in past, and the last two go to kept, which
+    may be the same: [B, 2, H, W, C], or [R, 2, H, W, C] of which row i has row at[i]."""
+    whole = whole and (x.bias is not None or x.stream is not None)
+    summed, made = _kernels().stacked(x.x, x.bias, x.stream, gamma, past, kept, at, whole)
+    return (Sum(summed) if whole else x), made
+
+
+def doubled(x: Sum, channels: int) -> Tensor:
+    """Where `fused`: [B, T, H, W, n channels] -> [B, n T, 2 H, 2 W, channels]: n frames that lie one after another in
+    channels, each pixel four times."""
+    return _kernels().doubled(x.x, x.bias, x.stream, channels)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from world.nn.rows import fused, stacked_norm, unit_norm
+from world.nn.rows import Sum, doubled, fused, stacked, unit_norm
 
 LATENT_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
                0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921)  # fmt: skip
@@ -42,28 +42,47 @@ class VAEConfig:
 
 
 class Caches:
-    """The feature caches of one call, taken in the order the network visits them; `new` is what the next call needs."""
+    """The feature caches of one call, taken in the order the network visits them; `new` is what the next call needs.
+    With `at` int64 [B] row i of the call has row at[i] of them, and they move on where they lie."""
 
-    def __init__(self, old: Sequence[Tensor] | None):
-        self.old = old
+    def __init__(self, old: Sequence[Tensor] | None, at: Tensor | None = None):
+        self.old, self.at = old, at
         self.new: list[Tensor] = []
 
     def past(self, x: Tensor, frames: int) -> Tensor:
         """The last `frames` frames of the calls before [B, frames, H, W, C]."""
         if self.old is None:
             return x.new_zeros(x.shape[0], frames, *x.shape[2:])
-        return self.old[len(self.new)].to(x.dtype)
+        old = self.old[len(self.new)]
+        return (old if self.at is None else old[self.at]).to(x.dtype)
+
+    def keep(self, last: Tensor) -> None:
+        """The next call's past."""
+        if self.old is None or self.at is None:
+            self.new.append(last.clone())  # not all that it is a part of
+        else:
+            old = self.old[len(self.new)]
+            self.new.append(old.index_copy_(0, self.at, last.to(old.dtype)))
+
+    def moved(self, x: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+        """For a kernel that does both: what it reads as `past`, and where it is to `keep`."""
+        if self.old is None or self.at is None:
+            past = self.past(x, frames)
+            self.new.append(torch.empty_like(past, memory_format=torch.contiguous_format))
+        else:
+            past = self.old[len(self.new)]
+            self.new.append(past)
+        return past, self.new[-1]
 
     def extend(self, x: Tensor, frames: int) -> Tensor:
         """[B, T, H, W, C] with the last `frames` frames of the calls before in front."""
         x = torch.cat([self.past(x, frames), x], dim=1)
-        self.new.append(x[:, -frames:].clone())
+        self.keep(x[:, -frames:])
         return x
 
     def skip(self, x: Tensor, frames: int, keep: bool) -> None:
         """The first call of a time convolution, which does not run: keep x's last frames, or nothing."""
-        kept = x[:, -frames:] if keep else x.new_zeros(x.shape[0], frames, *x.shape[2:])
-        self.new.append(kept)
+        self.keep(x[:, -frames:] if keep else x.new_zeros(x.shape[0], frames, *x.shape[2:]))
 
 
 def per_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -80,38 +99,47 @@ def pointwise(layer: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
     return F.linear(x, layer.weight.flatten(1), layer.bias)
 
 
+def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Sum:
+    """A 2-D convolution of every frame of [B, T, H, W, C]. On a GPU the bias would be a pass of its own, and is left to
+    what reads the sum."""
+    now, later = (None, bias) if fused(x) else (bias, None)
+    return Sum(per_frame(lambda frames: F.conv2d(frames, weight, now, padding=padding), x), later)
+
+
 class CausalConv(nn.Conv3d):
     """Time kernel 3 (or 1), stride 1, causal in time, same-size in space."""
 
     def __init__(self, c_in: int, c_out: int, kernel: int | tuple[int, int, int] = 3):
         super().__init__(c_in, c_out, kernel)
 
-    def forward(self, x: Tensor, caches: Caches) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Sum, caches: Caches) -> Sum:  # type: ignore[override]
         t, h, _ = self.kernel_size
-        if t == h == 1:
-            return pointwise(self, x)
-        if t > 1:
-            x = caches.extend(x, t - 1)
-        return self.window(x, stride=1, padding=h // 2)
+        if fused(x.x):
+            return self.mix(self._stacked(None, x, caches, whole=False)[1], padding=h // 2)
+        return self.window(caches.extend(x.made(), t - 1), stride=1, padding=h // 2)
 
-    def after(self, norm: Norm, x: Tensor, caches: Caches) -> Tensor:
-        """Of the norm of x, for a kernel of 3; what has a kernel norms and stacks in one pass."""
-        if not fused(x):
-            return self(norm(x), caches)
-        stacked = stacked_norm(x, norm.gamma.flatten(), caches.past(x, 2))
-        caches.new.append(stacked[:, -1].unflatten(-1, (3, -1))[..., 1:, :].movedim(-2, 1).contiguous())
-        return self.mix(stacked, padding=1)
+    def after(self, norm: Norm, x: Sum, caches: Caches, whole: bool = False) -> tuple[Sum, Sum]:
+        """Of the norm of x, for a kernel of 3; what has a kernel adds up, norms and stacks in one pass. And x itself,
+        which if it is wanted whole has nothing left to be added."""
+        if not fused(x.x):
+            x = Sum(x.made())
+            return x, self(Sum(norm(x.x)), caches)
+        x, frames = self._stacked(norm.gamma.flatten(), x, caches, whole)
+        return x, self.mix(frames, padding=1)
 
-    def window(self, x: Tensor, stride: int, padding: int) -> Tensor:
+    def _stacked(self, gamma: Tensor | None, x: Sum, caches: Caches, whole: bool) -> tuple[Sum, Tensor]:
+        return stacked(x, gamma, *caches.moved(x.x, self.kernel_size[0] - 1), caches.at, whole)
+
+    def window(self, x: Tensor, stride: int, padding: int) -> Sum:
         """Every run of t frames, `stride` apart: [B, T, H, W, C] -> [B, (T - t) // stride + 1, H, W, O]."""
         t = self.kernel_size[0]
         span = x.shape[1] - t + 1
         return self.mix(torch.cat([x[:, k : k + span : stride] for k in range(t)], dim=-1), padding)
 
-    def mix(self, stacked: Tensor, padding: int) -> Tensor:
+    def mix(self, stacked: Tensor, padding: int) -> Sum:
         """Runs of t frames stacked as channels [B, T, H, W, t C] -> [B, T, H, W, O]."""
         weight = self.weight.transpose(1, 2).flatten(1, 2)  # [O, t C, h, w]
-        return per_frame(lambda frames: F.conv2d(frames, weight, self.bias, padding=padding), stacked)
+        return convolved(stacked, weight, self.bias, padding)
 
 
 class Norm(nn.Module):
@@ -135,10 +163,12 @@ class Residual(nn.Module):
         )  # fmt: skip
         self.shortcut = CausalConv(c_in, c_out, 1) if c_in != c_out else None
 
-    def forward(self, x: Tensor, caches: Caches) -> Tensor:
+    def forward(self, x: Sum, caches: Caches) -> Sum:
         norm_a, _, conv_a, norm_b, _, _, conv_b = self.residual
-        h = conv_b.after(norm_b, conv_a.after(norm_a, x, caches), caches)
-        return h + (x if self.shortcut is None else self.shortcut(x, caches))
+        x, h = conv_a.after(norm_a, x, caches, whole=True)
+        _, h = conv_b.after(norm_b, h, caches)
+        made = Sum(h.x, h.bias, x.x if self.shortcut is None else pointwise(self.shortcut, x.x))
+        return made if fused(h.x) else Sum(made.made())
 
 
 class FrameAttention(nn.Module):
@@ -149,10 +179,11 @@ class FrameAttention(nn.Module):
         self.norm = Norm(channels, 2, silu=False)
         self.to_qkv, self.proj = nn.Conv2d(channels, 3 * channels, 1), nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor, caches: Caches) -> Tensor:
+    def forward(self, summed: Sum, caches: Caches) -> Sum:
+        x = summed.made()
         qkv = pointwise(self.to_qkv, self.norm(x)).flatten(2, 3)  # [B, T, H W, 3 C]
         seen = F.scaled_dot_product_attention(*qkv.chunk(3, dim=-1))
-        return x + pointwise(self.proj, seen.unflatten(2, x.shape[2:4]))
+        return Sum(x + pointwise(self.proj, seen.unflatten(2, x.shape[2:4])))
 
 
 class Down(nn.Module):
@@ -161,13 +192,13 @@ class Down(nn.Module):
         self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2))
         self.time_conv = CausalConv(channels, channels, (3, 1, 1)) if temporal else None
 
-    def forward(self, x: Tensor, caches: Caches, first: bool) -> Tensor:
-        x = per_frame(self.resample, x)
+    def forward(self, summed: Sum, caches: Caches, first: bool) -> Sum:
+        x = per_frame(self.resample, summed.made())
         if self.time_conv is None:
-            return x
+            return Sum(x)
         if first:
             caches.skip(x, 1, keep=True)
-            return x
+            return Sum(x)
         return self.time_conv.window(caches.extend(x, 1), stride=2, padding=0)
 
 
@@ -179,16 +210,19 @@ class Up(nn.Module):
         )
         self.time_conv = CausalConv(channels, 2 * channels, (3, 1, 1)) if temporal else None
 
-    def forward(self, x: Tensor, caches: Caches, first: bool) -> Tensor:
+    def forward(self, x: Sum, caches: Caches, first: bool) -> Sum:
         if self.time_conv is not None and first:
-            caches.skip(x, 2, keep=False)
+            caches.skip(x.x, 2, keep=False)
         elif self.time_conv is not None:
             x = self.time_conv(x, caches)  # channels: even frame, odd frame
-            x = x.unflatten(-1, (2, -1)).movedim(-2, 2).flatten(1, 2)
-        return per_frame(self.resample, x)
+        conv = self.resample[1]
+        if fused(x.x):
+            return convolved(doubled(x, conv.in_channels), conv.weight, conv.bias, padding=1)
+        frames = x.made().unflatten(-1, (-1, conv.in_channels)).movedim(-2, 2).flatten(1, 2)
+        return Sum(per_frame(self.resample, frames))
 
 
-def run(layers: nn.ModuleList | nn.Sequential, x: Tensor, caches: Caches, first: bool) -> Tensor:
+def run(layers: nn.ModuleList | nn.Sequential, x: Sum, caches: Caches, first: bool) -> Sum:
     for layer in layers:
         x = layer(x, caches, first) if isinstance(layer, Down | Up) else layer(x, caches)
     return x
@@ -210,9 +244,9 @@ class Encoder(nn.Module):
         self.head = nn.Sequential(Norm(top, 3), nn.Identity(), CausalConv(top, 2 * cfg.z_dim))
 
     def forward(self, x: Tensor, caches: Caches, first: bool) -> Tensor:
-        x = run(self.downsamples, self.conv1(x, caches), caches, first)
+        h = run(self.downsamples, self.conv1(Sum(x), caches), caches, first)
         norm, _, conv = self.head
-        return conv.after(norm, run(self.middle, x, caches, first), caches)
+        return conv.after(norm, run(self.middle, h, caches, first), caches)[1].made()
 
 
 class Decoder(nn.Module):
@@ -232,9 +266,9 @@ class Decoder(nn.Module):
         self.head = nn.Sequential(Norm(dims[-1], 3), nn.Identity(), CausalConv(dims[-1], 3))
 
     def forward(self, x: Tensor, caches: Caches, first: bool) -> Tensor:
-        x = run(self.middle, self.conv1(x, caches), caches, first)
+        h = run(self.middle, self.conv1(Sum(x), caches), caches, first)
         norm, _, conv = self.head
-        return conv.after(norm, run(self.upsamples, x, caches, first), caches)
+        return conv.after(norm, run(self.upsamples, h, caches, first), caches)[1].made()
 
 
 class VideoVAE(nn.Module):
@@ -248,6 +282,15 @@ class VideoVAE(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.conv2.weight.dtype
 
+    def lay_out(self) -> None:
+        """Put weights in the order of memory in which a GPU's convolutions read them, so that no call has to."""
+        for module in self.modules():
+            if isinstance(module, CausalConv):
+                outward = module.weight.data.permute(0, 3, 4, 2, 1).contiguous()  # [O, h, w, t, C]
+                module.weight.data = outward.permute(0, 4, 3, 1, 2)
+            elif isinstance(module, nn.Conv2d):
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         # Filled on the device: it would have to be waited for until it could take a list of the host's.
         mean, std = (
@@ -260,7 +303,7 @@ class VideoVAE(nn.Module):
         """Video [B, 3, T, H, W] in -1..1 (1 frame on the first call, then multiples of 4) -> mean and log variance
         [B, 2 z, t, H/8, W/8] of the unnormalised latent, and the caches for the next call."""
         tape = Caches(caches)
-        h = self.conv1(self.encoder(video.to(self.dtype).movedim(1, -1), tape, first), tape)
+        h = pointwise(self.conv1, self.encoder(video.to(self.dtype).movedim(1, -1), tape, first))
         return h.movedim(-1, 1).float(), tape.new
 
     def normalise(self, mu: Tensor) -> Tensor:
@@ -278,12 +321,15 @@ class VideoVAE(nn.Module):
             latents.append(self.normalise(moments[:, : self.cfg.z_dim]))
         return torch.cat(latents, dim=2)
 
-    def decode(self, z: Tensor, caches: Sequence[Tensor] | None, first: bool) -> tuple[Tensor, list[Tensor]]:
+    def decode(
+        self, z: Tensor, caches: Sequence[Tensor] | None, first: bool, at: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """Normalised latents [B, z, t, h, w] -> video float32 [B, 3, 4t (1 on the first call, t = 1), 8h, 8w],
-        not clamped, and the caches for the next call."""
+        not clamped, and the caches for the next call. With `at` int64 [B] row i has row at[i] of them, and they move on
+        where they lie."""
         mean, std = self._statistics(z)
-        tape = Caches(caches)
-        x = self.conv2((z * std + mean).to(self.dtype).movedim(1, -1), tape)
+        tape = Caches(caches, at)
+        x = pointwise(self.conv2, (z * std + mean).to(self.dtype).movedim(1, -1))
         return self.decoder(x, tape, first).movedim(-1, 1).float(), tape.new
 
 
