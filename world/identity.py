@@ -66,6 +66,7 @@ def arithmetic(device: torch.device, dtype: str, num_ranks: int = 1) -> dict[str
 
 
 def _device_name(device: torch.device) -> str:
+    """A GPU's says how many multiprocessors it has, over which its attention splits sums: a part of one has another."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
     more = [

@@ -90,6 +90,7 @@ def test_the_door_takes_the_kernel_where_it_can_run(capability, monkeypatch):
     from world.nn.hopper_kernel import ring_hopper
     from world.nn.ring_kernel import ring_triton
 
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert ring_door(torch.device("cuda"), torch.bfloat16) is (ring_hopper if capability == (9, 0) else ring_triton)
     monkeypatch.setitem(sys.modules, "world.nn.hopper_kernel", None)

@@ -14,6 +14,7 @@ from tests.world.tiny_world import Life, random_world, tiny_config
 from world.chunk import PRECISIONS, Precision, usual_start
 from world.model import exercise
 from world.nn import rows
+from world.nn.attention import ring_door
 from world.nn.fp8 import to_fp8
 from world.rehearsal import META, Peak, Work, cast, num_bytes, rehearsed, rehearsed_work, taken_for
 
@@ -113,9 +114,9 @@ def test_cameras_of_all_blocks_are_never_there_at_once():
 
 @needs_triton
 def test_for_a_gpu_our_kernels_outputs_count_and_nothing_between():
-    from world.nn import row_kernels
+    from triton.runtime import KernelInterface
 
-    kernels, counted = dict(vars(row_kernels)), dict[torch.device, int]()
+    launched, counted = KernelInterface.__getitem__, dict[torch.device, int]()
     for device in (CPU, GPU):
         x, gamma, norm = (torch.empty(*shape, device=META) for shape in ((1, 4, 8, 8, 6), (6,), (64,)))
         with torch.inference_mode(), taken_for(device):
@@ -127,7 +128,20 @@ def test_for_a_gpu_our_kernels_outputs_count_and_nothing_between():
     output = num_bytes([x])
     assert counted[GPU] == output + output + output // 2 < counted[CPU], "the first's, then a sum and its norm in half"
     assert [t.shape for t in made] == [(1, 24, 64)] * 2
-    assert dict(vars(row_kernels)) == kernels, "they can be launched again"
+    assert KernelInterface.__getitem__ is launched, "they can be launched again"
+
+
+@needs_triton
+@pytest.mark.skipif(torch.cuda.is_available(), reason="its attention is that of the GPU which is there")
+@pytest.mark.parametrize("heads, pieces", [(40, 28 * 4), (12, 60 * 2)])
+def test_attention_on_a_hopper_gpu_counts_what_its_split_jobs_leave(heads, pieces):
+    """37 or 49 tiles of queries a head, for 132 multiprocessors."""
+    length = 4680 if heads == 40 else 6240
+    q, k, v = (torch.empty(*n, heads, 128, dtype=torch.bfloat16, device=META) for n in ((2, length), (9000,), (9000,)))
+    begins, valid = torch.empty(2, dtype=torch.int64, device=META), torch.empty(2, dtype=torch.int32, device=META)
+    with torch.inference_mode(), taken_for(GPU), Peak() as peak:
+        made = ring_door(GPU, torch.bfloat16)(q, k, v, begins, 28080, valid)
+    assert peak.most_bytes == num_bytes([made]) + 2 * pieces * 128 * (128 + 2) * 4
 
 
 @needs_triton

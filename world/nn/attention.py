@@ -40,7 +40,8 @@ def ring_door(device: torch.device, dtype: torch.dtype) -> Ring:
     if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
         from world.nn.ring_kernel import ring_triton  # Triton comes with torch for GPUs only
 
-        if torch.cuda.get_device_capability(device) == (9, 0):
+        # A plan may be for a GPU that is not here: a Hopper's attention takes the most memory.
+        if not torch.cuda.is_available() or torch.cuda.get_device_capability(device) == (9, 0):
             with suppress(ImportError):  # Gluon is an experiment of Triton's: its names may move
                 from world.nn.hopper_kernel import ring_hopper
 
