@@ -6,6 +6,7 @@ Outside of attention each of P ranks holds 1/P of every row's tokens, in attenti
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -20,7 +21,7 @@ from world.chunk import WorldError
 ONE_SECOND = dist.default_pg_timeout / dist.default_pg_timeout.total_seconds()
 JOIN_S = 120.0  # for all processes to find each other, once all of them run
 LOAD_S = 3600.0  # that one may load for longer than another
-GPU_S = 120.0  # after which torch itself ends a process whose GPU waits for another: ours have been ended before
+GPU_S = 120.0  # that torch waits for GPUs; who is missed is found out before (`world.followers`)
 CPU = torch.device("cpu")
 
 
@@ -126,6 +127,7 @@ def join(index: int, size: int, store: dist.Store, deadline_s: float, on_gpus: b
     ranks = Ranks(index, size, dist.new_group(timeout=deadline_s * ONE_SECOND))
     if not on_gpus:
         return ranks
+    os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"  # torch would end processes by itself, without a sentence
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     # With its device the communicator is made here, where everybody is, and not in the first exchange.
