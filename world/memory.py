@@ -164,7 +164,7 @@ def plan(
         prompt_bytes=PROMPTS_KEPT * num_bytes([world.encode_prompt("").encoded]),
         work=rehearsed_work(cfg, dtype, device, precision),
         decode_rows=cfg.decode_rows,
-        captured=device.type == "cuda" and num_ranks == 1,
+        captured=device.type == "cuda",
     )
 
 

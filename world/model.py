@@ -32,7 +32,7 @@ from world.chunk import (
 from world.config import WorldConfig
 from world.crossing import Arrivals
 from world.denoiser import Denoiser
-from world.graphs import Graphs, graphs_for
+from world.graphs import graphs_for
 from world.identity import arithmetic, config_text, digest, weights_digests
 from world.nn.dit import CausalDiT
 from world.nn.fp8 import precision_of
@@ -88,8 +88,7 @@ class DiffusionWorld:
         self.slab = Slab(cfg, num_slots, self.device, dit.dtype, vae.dtype, ranks)
         self.denoiser = Denoiser(cfg, dit, self.slab)
         most = min(num_slots, cfg.max_rows)
-        tokens = cfg.geometry.chunk_tokens
-        self.graphs = graphs_for(self.device, most, tokens) if ranks.size == 1 else Graphs(self.device)
+        self.graphs = graphs_for(self.device, most, ranks.share(cfg.geometry.chunk_tokens))
         self._num_slots = num_slots
         self._streams: dict[int, _Stream] = {}
         self._text_lock = threading.Lock()
