@@ -84,7 +84,7 @@ class Followers:
         self.ranks = Ranks(0, size)
         self.answers(None)  # all of them run: now they can find each other
         self.ranks = join(0, size, store, deadline_s, on_gpus)
-        self.leaving.callback(self.ranks.abandon)  # the group's own end would wait for them
+        self.leaving.callback(_abandon, self.ranks, self.leaving)  # the group's own end would wait for them
 
     def tell(self, verb: str, *arguments: Any) -> None:
         """All of them, to call this method of their part of the world."""
@@ -212,6 +212,15 @@ def _end(pipes: Sequence[Connection], processes: Sequence[BaseProcess], leaving:
             process.kill()
             process.join()
     leaving.close()
+
+
+def _abandon(ranks: Ranks, leaving: contextlib.ExitStack) -> None:
+    """Nothing else is done if a backend does not let go."""
+    abandoning = threading.Thread(target=ranks.abandon, daemon=True)
+    abandoning.start()
+    abandoning.join(ABANDON_S)
+    if abandoning.is_alive():
+        leaving.pop_all()
 
 
 def follow(
