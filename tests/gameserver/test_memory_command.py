@@ -52,7 +52,7 @@ def test_a_checkpoint_is_planned_by_its_files(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_server_says_its_plan_and_loads(monkeypatch: pytest.MonkeyPatch, precision: Precision) -> None:
     told: list[str] = []
-    monkeypatch.setattr(loader, "memory_there", lambda ranks: 10**10)
+    monkeypatch.setattr(loader, "memory_there", lambda *spread: 10**10)
     world = world_loader("meadow", 2, Spread(precision=precision), told.append)(lambda stage, share: None)
     assert world.num_slots == 2 and precision_in(world.identify(lambda *_: None).arithmetic["dtype"]) == precision
     assert len(told) == 1 and told[0].startswith("Memory, computed: ") and "10 GB hold " in told[0]
@@ -61,7 +61,7 @@ def test_a_server_says_its_plan_and_loads(monkeypatch: pytest.MonkeyPatch, preci
 def test_a_server_whose_players_do_not_fit_ends_with_a_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(loader, "memory_there", lambda ranks: 200_000_000)
+    monkeypatch.setattr(loader, "memory_there", lambda *spread: 200_000_000)
     options = ["--players", "50", "--port", "0", "--no-record", "--no-save"]
     assert cli.main(["serve", "--world", "meadow", *options]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
@@ -72,16 +72,16 @@ def test_a_server_whose_players_do_not_fit_ends_with_a_sentence(
 def test_without_a_number_of_players_as_many_are_seated_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     plan = loader.plan_world("meadow", 8)
-    monkeypatch.setattr(loader, "memory_there", lambda ranks: plan.total_bytes(3))
+    monkeypatch.setattr(loader, "memory_there", lambda *spread: plan.total_bytes(3))
     load = world_loader("meadow", 8, tell=told.append, or_fewer=True)
     assert load(lambda stage, share: None).num_slots == 3
     assert " hold 3 players. Seats: 3 instead of 8." in told[0] and ", 3 players and a spare slot " in told[0]
     with pytest.raises(WorldError, match="hold 3 players of meadow, not 8"):
         world_loader("meadow", 8, tell=told.append)(lambda stage, share: None)
-    monkeypatch.setattr(loader, "memory_there", lambda ranks: plan.total_bytes(1) - 1)
+    monkeypatch.setattr(loader, "memory_there", lambda *spread: plan.total_bytes(1) - 1)
     with pytest.raises(WorldError, match="do not hold meadow"):
         load(lambda stage, share: None)
-    monkeypatch.setattr(loader, "memory_there", lambda ranks: plan.total_bytes(8))
+    monkeypatch.setattr(loader, "memory_there", lambda *spread: plan.total_bytes(8))
     assert load(lambda stage, share: None).num_slots == 8 and not told[-1].endswith("of 8.")
 
 
@@ -101,7 +101,7 @@ def test_only_a_number_that_was_asked_for_is_refused(monkeypatch: pytest.MonkeyP
 
 def test_where_nobody_knows_the_memory_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    monkeypatch.setattr(loader, "memory_there", lambda ranks: None)
+    monkeypatch.setattr(loader, "memory_there", lambda *spread: None)
 
     def load(*args: object) -> None:
         raise WorldError("far enough")
