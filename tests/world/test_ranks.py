@@ -41,8 +41,8 @@ def test_alone_everything_is_as_it_was() -> None:
     assert ALONE.heads(12) == 12 and ALONE.decodes(7) and ALONE.decoder_row(7) == 7
 
 
-CONTROL: Any = SimpleNamespace()
-NCCL: Any = SimpleNamespace()
+CONTROL: Any = SimpleNamespace(name="gloo")
+NCCL: Any = SimpleNamespace(name="nccl")
 
 
 def test_each_rank_has_a_gpu_of_its_own_where_they_have_any() -> None:
