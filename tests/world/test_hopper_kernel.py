@@ -23,12 +23,12 @@ def rounds(whole: int, left: int, splits: int, places: int) -> float:
     return whole / places + math.ceil(left * splits / places) / splits
 
 
-@given(jobs=st.integers(1, 3000), places=st.sampled_from([1, 78, 132]))
-def test_only_what_is_left_behind_full_rounds_is_split_and_that_ends_sooner(jobs, places):
-    from world.nn.hopper_kernel import SPLITS, _spread
+@given(jobs=st.integers(1, 3000), places=st.sampled_from([1, 78, 132]), most=st.integers(1, 8))
+def test_only_what_is_left_behind_full_rounds_is_split_and_that_ends_sooner(jobs, places, most):
+    from world.nn.hopper_kernel import _spread
 
-    whole, splits = _spread(jobs, places)
-    assert 1 <= splits <= SPLITS
+    whole, splits = _spread(jobs, places, most)
+    assert 1 <= splits <= most
     assert whole == jobs or (splits > 1 and whole == jobs // places * places)
     if splits > 1:
         assert rounds(whole, jobs - whole, splits, places) < math.ceil(jobs / places)

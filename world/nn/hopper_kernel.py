@@ -240,13 +240,13 @@ def _merge(
     tl.store(out_ptr + at, (seen / total[:, None]).to(out_ptr.dtype.element_ty), mask=(token < length)[:, None])
 
 
-def _spread(jobs: int, places: int) -> tuple[int, int]:
-    """How many of a row's jobs to leave whole, and into how many pieces to split each of the rest.
+def _spread(jobs: int, places: int, most: int) -> tuple[int, int]:
+    """How many of a row's jobs to leave whole, and into how many pieces, `most` or fewer, to split each of the rest.
 
     Those behind the last full round of the multiprocessors would leave most of them idle. A row's share depends on its
     own jobs alone, so its bits do not on who shares the call."""
     left = jobs % places
-    splits = min(range(1, SPLITS + 1), key=lambda n: math.ceil(left * n / places) / n + n / 64)
+    splits = min(range(1, most + 1), key=lambda n: math.ceil(left * n / places) / n + n / 64)
     return (jobs - left, splits) if splits > 1 else (jobs, 1)
 
 
@@ -268,7 +268,8 @@ def ring_hopper(q: Tensor, k_ring: Tensor, v_ring: Tensor, begins: Tensor, room:
     layout = gl.NVMMASharedLayout.get_default_for(block, gl.bfloat16 if q.dtype == torch.bfloat16 else gl.float16)
     rings = [TensorDescriptor.from_tensor(ring.flatten(1), block, layout) for ring in (k_ring, v_ring)]
     jobs = cdiv(length, QUERIES) * heads
-    whole, splits = _spread(jobs, _multiprocessors(q.device))
+    most = max(min(SPLITS, room // (8 * KEYS)), 1)  # a piece has eight tiles or more of a full ring
+    whole, splits = _spread(jobs, _multiprocessors(q.device), most)
     split = jobs - whole
     pieces = torch.empty(rows, split * splits, QUERIES, width, device=q.device)
     bests, totals = torch.empty(2, rows, split * splits, QUERIES, device=q.device)
