@@ -25,6 +25,7 @@ from world.nn.dit import CausalDiT
 from world.nn.vae import VideoVAE
 from world.published import published_config
 from world.random_weights import RandomText, grey_scene, random_networks
+from world.slab import kv_dtype
 from world.stopwatch import Clock, Stopwatch, watching
 from world.waits import compilations, counting
 
@@ -89,8 +90,9 @@ class Instrument:
 
     def world(self, num_slots: int) -> DiffusionWorld:
         """DoesNotFit if the slots do not."""
-        scenes = (grey_scene(self.cfg),)
-        return self.attempt(lambda: DiffusionWorld(self.cfg, self.dit, self.vae, self.text, scenes, num_slots))
+        networks, scenes = (self.dit, self.vae, self.text), (grey_scene(self.cfg),)
+        kept = kv_dtype(self.cfg, self.precision, self.device)
+        return self.attempt(lambda: DiffusionWorld(self.cfg, *networks, scenes, num_slots, kv_dtype=kept))
 
     def without(self, change: str, world: World) -> AbstractContextManager[None]:
         """While inside, the world works as if one of CHANGES had not been made."""
