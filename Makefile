@@ -16,7 +16,7 @@ play: $(VENV)/core.stamp
 	@$(IN_VENV) -m gameserver serve $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT)) $(WORLD_OPTIONS)
 
 test: $(VENV)/dev.stamp
-	@$(IN_VENV) -m pytest $(TESTS)
+	@$(IN_VENV) -m pytest --numprocesses 2 --dist loadfile $(TESTS)
 
 lint: $(VENV)/dev.stamp
 	@$(IN_VENV) -m ruff check .

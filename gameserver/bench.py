@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 def _check_alone(args: argparse.Namespace) -> None:
     """WorldError for options that a bench of random weights would not heed."""
     given = {"--world": args.world, "--environments": args.environments, "--recording": args.recording}
-    given |= {"--gpus": args.gpus, "--ranks": args.ranks > 1 and not args.ablation}
+    given |= {"--gpus": args.ablation and args.gpus, "--ranks": args.ranks > 1 and not args.ablation}
     for option, value in given.items():
         if value:
             raise WorldError(f"{option} does not go with {'--ablation' if args.ablation else '--geometry'}")

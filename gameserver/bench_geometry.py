@@ -46,17 +46,23 @@ def run(args: argparse.Namespace) -> int:
     from world.instrument import config_of
 
     cfg = config_of(args.geometry or "meadow")
-    return run_ablation(cfg, args) if args.ablation else run_config(cfg, args)
+    return run_ablation(cfg, args) if args.ablation else run_config(cfg, args, args.gpus)
 
 
-def run_config(cfg: Any, args: argparse.Namespace) -> int:
-    """`cfg`: a world's configuration."""
+def run_config(cfg: Any, args: argparse.Namespace, num_gpus: int | None = None) -> int:
+    """`cfg`: a world's configuration. None: on the device that one process serves on."""
     from gameserver.bench_stages import measure
     from world.instrument import DoesNotFit, Instrument
+    from world.loader import check_gpus
 
-    instrument = Instrument(cfg, time.perf_counter, lambda stage, share: tell(stage), precision=args.precision)
+    num_ranks = num_gpus or 1
+    if num_gpus is not None:
+        check_gpus(num_gpus)
+    instrument = Instrument(
+        cfg, time.perf_counter, lambda stage, share: tell(stage), precision=args.precision, num_ranks=num_ranks
+    )
     tell("measuring the device's matrix peak")
-    peak = instrument.attempt(instrument.peak_tflops)
+    peak = num_ranks * instrument.attempt(instrument.peak_tflops)
     geometry = cfg.geometry
     about = describe(instrument) | {
         "matrix_peak_tflops": float(f"{peak:.4g}"),
@@ -185,10 +191,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="gameserver.bench_geometry", description=__doc__)
     add_counts(parser)
     add_geometry(parser)
-    parser.add_argument("--ranks", type=rank_count, default=1, metavar="N", help="processes, for --ablation only")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--ranks", type=rank_count, default=1, metavar="N", help="processes, for --ablation only")
+    where.add_argument("--gpus", type=rank_count, metavar="N", help="GPUs of a --geometry, a process each")
     args = parser.parse_args(argv)
     if args.geometry is None and not args.ablation:
         parser.error("--geometry or --ablation is needed here")
+    if args.ablation and args.gpus is not None:
+        parser.error("--gpus does not go with --ablation")
     try:
         return run(args)
     except WorldError as fault:

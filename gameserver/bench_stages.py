@@ -152,7 +152,7 @@ def _measure(
         num_players, indices, *middle(chunk_ms), fps, fps / num_players, cold_ms, statistics.median(warm_ms), stages,
         step_tflops, dit_tflops, step_tflops / peak_tflops, dit_tflops / peak_tflops, ticks, waits, compiled,
         instrument.planned_bytes(num_players), instrument.peak_bytes(), instrument.reserved_bytes(),
-        world.slab.slot_bytes(),
+        instrument.slot_bytes(world),
     )  # fmt: skip
 
 

@@ -36,8 +36,10 @@ def run(args: argparse.Namespace) -> int:
     from world.loader import memory_there, plan_world
 
     spread = spread_of(args)
-    plan = plan_world(args.world, max(args.players), spread.ranks, spread.weights, args.dtype, spread.precision)
-    budget = memory_there(spread.ranks) if args.budget_gb is None else int(args.budget_gb * GB)
+    plan = plan_world(
+        args.world, max(args.players), spread.num_ranks, spread.weights, args.dtype, spread.precision, spread.on_gpus
+    )
+    budget = memory_there(spread.num_ranks, spread.on_gpus) if args.budget_gb is None else int(args.budget_gb * GB)
     if args.json:
         rows = [_row(plan, players) for players in args.players]
         fit = None if budget is None else plan.players(budget)

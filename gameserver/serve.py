@@ -69,7 +69,7 @@ def add_spread_arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group()
     processes = "processes on the CPU that compute the world together (default: %(default)s)"
     where.add_argument("--ranks", type=rank_count, default=1, metavar="N", help=processes)
-    where.add_argument("--gpus", type=rank_count, metavar="N", help="GPUs to serve on (default: the one there is)")
+    where.add_argument("--gpus", type=rank_count, metavar="N", help="GPUs to serve on, a process each (default: one)")
     layouts = "of several ranks: all weights on each, 1/N of them, or 1/N until first used (default: %(default)s)"
     parser.add_argument("--weights", choices=WEIGHT_LAYOUTS, default=WEIGHT_LAYOUTS[0], help=layouts)
 
@@ -130,9 +130,18 @@ class Spread:
     """Over what a world is spread, and how finely."""
 
     ranks: int = 1
-    gpus: int | None = None  # None: the one there is, if any
+    gpus: int | None = None  # None: the one there is, if any; several have a rank each
     weights: WeightLayout = WEIGHT_LAYOUTS[0]
     precision: Precision = PRECISIONS[0]
+
+    @property
+    def on_gpus(self) -> bool:
+        return self.gpus is not None and self.gpus > 1
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes that compute the world together."""
+        return self.ranks if self.gpus is None else self.gpus
 
 
 def spread_of(args: argparse.Namespace) -> Spread:
@@ -157,15 +166,19 @@ def world_loader(
             check_gpus(spread.gpus)
         if tell is not None and path != "pattern":
             report("planning memory", 0.0)
-            plan = plan_world(path, num_slots, spread.ranks, spread.weights, precision=spread.precision)
-            there = memory_there(spread.ranks)
+            plan = plan_world(
+                path, num_slots, spread.num_ranks, spread.weights, precision=spread.precision, on_gpus=spread.on_gpus
+            )
+            there = memory_there(spread.num_ranks, spread.on_gpus)
             if there is not None:
                 plan = plan.fitted(there) if or_fewer else plan
                 plan.check(there)
             num_slots = plan.num_slots
             fewer = "" if num_slots == players else f" Seats: {num_slots} instead of {players}."
             tell(plan.sentence(there) + fewer)
-        world: World = load_world(path, num_slots, report, spread.ranks, spread.weights, spread.precision)
+        world: World = load_world(
+            path, num_slots, report, spread.num_ranks, spread.weights, spread.precision, spread.on_gpus
+        )
         return world
 
     return load

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from world.chunk import Picture, Precision, Report, Row, WeightLayout
@@ -109,7 +108,7 @@ def random_part(
     cfg: WorldConfig, num_slots: int, layout: WeightLayout, precision: Precision, ranks: Ranks, report: Report
 ) -> DiffusionWorld:
     """A rank's part of a world of random weights, the same ones on every rank."""
-    device = serving_device() if ranks.size == 1 else torch.device("cpu")
+    device = serving_device(ranks)
     dit, vae, text = random_networks(cfg, device, serving_dtype(device, precision), precision=precision)
     lay_out(dit, layout, ranks)
     own_text, kept = text if ranks.index == 0 else None, kv_dtype(cfg, precision, device)

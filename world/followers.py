@@ -11,11 +11,12 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import Pipe
+from multiprocessing import Pipe, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -30,6 +31,9 @@ from world.ranks import PeerLost, Ranks, is_peer_lost, join, leave
 
 LOAD, END = "load", "end"  # verbs of their own; others are methods of a part
 SETTLE_S = 1.0  # for a process that is ending to end, and for those that noticed to say so
+# For rank 0's part of a verb on a GPU: nobody sees whether it computes, compiles or waits for another rank.
+GPU_VERB_S = 60.0
+ABANDON_S = 10.0  # for a GPU to give up waiting
 
 LoadPart = Callable[[Ranks, Report], Any]  # a rank's part of a world; pickled by name, as every process calls it
 
@@ -60,7 +64,7 @@ Answer = Done | Refused | Failed
 class Followers:
     """As rank 0 sees them. WorldError, always the same one, from the first loss on: then all of them are ended."""
 
-    def __init__(self, load: LoadPart, size: int, deadline_s: float):
+    def __init__(self, load: LoadPart, size: int, deadline_s: float, on_gpus: bool = False):
         if dist.is_initialized():
             raise WorldError("this process computes a world with other ranks already: one at a time")
         self.size, self.deadline_s = size, deadline_s
@@ -68,16 +72,19 @@ class Followers:
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         ours, theirs = zip(*(Pipe() for _ in range(size - 1)), strict=True)
         threads = torch.get_num_threads()
-        arguments = load, size, store.port, theirs, deadline_s, threads
+        arguments = load, size, store.port, theirs, deadline_s, threads, on_gpus
         started = mp.start_processes(follow, arguments, nprocs=size - 1, join=False, daemon=True, start_method="spawn")
         for end in theirs:
             end.close()
         self._pipes: tuple[Connection, ...] = ours
         self._processes: Sequence[BaseProcess] = started.processes
-        self.end = weakref.finalize(self, _end, self._pipes, self._processes)
+        self.leaving = contextlib.ExitStack()  # what is done when the others have ended, the last thing first
+        self.leaving.callback(leave)
+        self.end = weakref.finalize(self, _end, self._pipes, self._processes, self.leaving)
         self.ranks = Ranks(0, size)
         self.answers(None)  # all of them run: now they can find each other
-        self.ranks = join(0, size, store, deadline_s)
+        self.ranks = join(0, size, store, deadline_s, on_gpus)
+        self.leaving.callback(_abandon, self.ranks, self.leaving)  # the group's own end would wait for them
 
     def tell(self, verb: str, *arguments: Any) -> None:
         """All of them, to call this method of their part of the world."""
@@ -89,6 +96,8 @@ class Followers:
 
     def answers(self, deadline_s: float | None) -> list[Answer]:
         """What each says to what it was told, by rank. Nobody may be silent for longer than the deadline, if any."""
+        if self.lost is not None:
+            raise WorldError(self.lost)
         answers: dict[int, Answer] = {}
         while len(answers) < len(self._pipes):
             silent = [pipe for rank, pipe in enumerate(self._pipes, 1) if rank not in answers]
@@ -105,6 +114,32 @@ class Followers:
             raise self.blame(answers)
         return [answers[rank] for rank in sorted(answers)]
 
+    @contextlib.contextmanager
+    def watched(self, patient: bool) -> Iterator[None]:
+        """While rank 0 does its part of a verb. A GPU waits for others for ever, and the host for the GPU: so another
+        thread sees to it that somebody is gone, or that it takes too long unless one is patient, and ends the wait."""
+        if self.ranks.gpus is None:
+            yield
+            return
+        done, doing = Pipe(duplex=False)
+        watch = threading.Thread(target=self._watch, args=(done, None if patient else GPU_VERB_S), daemon=True)
+        watch.start()
+        try:
+            yield
+        finally:
+            doing.close()
+            watch.join()
+            done.close()
+
+    def _watch(self, done: Connection, limit_s: float | None) -> None:
+        if done in wait([done, *(process.sentinel for process in self._processes)], limit_s):
+            return
+        lost = self.blame(otherwise=f"a GPU has waited for {limit_s or 0:g} s for another, so all ranks end")
+        threading.Thread(target=self.ranks.abandon, daemon=True).start()
+        if not wait([done], ABANDON_S):
+            print(f"manyworlds: {lost}", file=sys.stderr, flush=True)
+            os._exit(1)
+
     def check(self) -> None:
         """WorldError if one of them is gone."""
         if self.lost is not None:
@@ -112,11 +147,11 @@ class Followers:
         if not all(process.is_alive() for process in self._processes):
             raise self.blame()
 
-    def blame(self, answers: Mapping[int, Answer] | None = None) -> WorldError:
-        """Somebody is missing: who, in a sentence. Ends all of them."""
+    def blame(self, answers: Mapping[int, Answer] | None = None, otherwise: str | None = None) -> WorldError:
+        """Somebody is missing: who, in a sentence, or this one if nobody knows. Ends all of them."""
         if self.lost is None:
             known = dict(answers or {})
-            self.lost = self._culprit(known) or self._silent(known)
+            self.lost = self._culprit(known) or otherwise or self._silent(known)
             self._kill()
         return WorldError(self.lost)
 
@@ -164,7 +199,7 @@ def _ending(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"exit status {code}"
 
 
-def _end(pipes: Sequence[Connection], processes: Sequence[BaseProcess]) -> None:
+def _end(pipes: Sequence[Connection], processes: Sequence[BaseProcess], leaving: contextlib.ExitStack) -> None:
     """Nobody leads any more, in good order."""
     for pipe, process in zip(pipes, processes, strict=True):
         with contextlib.suppress(OSError):
@@ -176,12 +211,22 @@ def _end(pipes: Sequence[Connection], processes: Sequence[BaseProcess]) -> None:
         if process.is_alive():
             process.kill()
             process.join()
-    leave()
+    leaving.close()
+
+
+def _abandon(ranks: Ranks, leaving: contextlib.ExitStack) -> None:
+    """Nothing else is done if a backend does not let go."""
+    abandoning = threading.Thread(target=ranks.abandon, daemon=True)
+    abandoning.start()
+    abandoning.join(ABANDON_S)
+    if abandoning.is_alive():
+        leaving.pop_all()
 
 
 def follow(
-    number: int, load: LoadPart, size: int, port: int, pipes: Sequence[Connection], deadline_s: float, threads: int
-) -> None:
+    number: int, load: LoadPart, size: int, port: int, pipes: Sequence[Connection], deadline_s: float, threads: int,
+    on_gpus: bool,
+) -> None:  # fmt: skip
     """The life of the process of rank `number` + 1."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the leader, who ends the others
     torch.set_num_threads(threads)
@@ -192,12 +237,27 @@ def follow(
     code = 1
     try:
         Parcel.of(Done(None)).post([pipe], lambda bulk: None)
-        ranks = join(index, size, dist.TCPStore("127.0.0.1", port, is_master=False), deadline_s)
+        if on_gpus:  # whose waits do not end when nobody leads any more
+            threading.Thread(target=_follow_to_the_end, args=(index, size), daemon=True).start()
+        ranks = join(index, size, dist.TCPStore("127.0.0.1", port, is_master=False), deadline_s, on_gpus)
         code = _obey(pipe, ranks, load)
     except (EOFError, OSError):
-        if index == 1:  # one sentence is enough
-            print(f"manyworlds: rank 0 of {size} is gone, so all of them end", file=sys.stderr, flush=True)
+        _mourn(index, size)
     os._exit(code)  # whatever the threads of a backend still wait for
+
+
+def _follow_to_the_end(index: int, size: int) -> None:
+    leader = parent_process()
+    assert leader is not None
+    leader.join()
+    threading.main_thread().join(SETTLE_S)  # which may have seen it too
+    _mourn(index, size)
+    os._exit(1)
+
+
+def _mourn(index: int, size: int) -> None:
+    if index == 1:  # one sentence is enough
+        print(f"manyworlds: rank 0 of {size} is gone, so all of them end", file=sys.stderr, flush=True)
 
 
 def _obey(pipe: Connection, ranks: Ranks, load: LoadPart) -> int:

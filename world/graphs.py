@@ -45,10 +45,6 @@ class Graphs:
         self.device, self.capture, self.sizes = device, capture, tuple(sorted(sizes))
         self.captured: dict[Hashable, _Captured] = {}
 
-    @property
-    def one_size(self) -> bool:
-        return len(self.sizes) == 1
-
     def size(self, num_rows: int) -> int:
         """The number of rows that so many are filled up to."""
         return next((size for size in self.sizes if size >= num_rows), num_rows)

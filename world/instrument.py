@@ -25,6 +25,7 @@ from world.nn.dit import CausalDiT
 from world.nn.vae import VideoVAE
 from world.published import published_config
 from world.random_weights import RandomText, grey_scene, random_networks
+from world.rehearsal import rehearsed
 from world.slab import kv_dtype
 from world.stopwatch import Clock, Stopwatch, watching
 from world.waits import compilations, counting
@@ -54,7 +55,8 @@ class DoesNotFit(WorldError):
 
 
 class Instrument:
-    """One model on one device; worlds of any number of slots share its weights."""
+    """One model on one device; worlds of any number of slots share its weights. Of several ranks, each on a device of
+    this kind, every world's make their own, and what is measured is rank 0's."""
 
     def __init__(
         self,
@@ -63,8 +65,9 @@ class Instrument:
         report: Report,
         device: torch.device | None = None,
         precision: Precision = "native",
+        num_ranks: int = 1,
     ):
-        self.cfg, self.clock, self.precision = cfg, clock, precision
+        self.cfg, self.clock, self.precision, self.num_ranks = cfg, clock, precision, num_ranks
         self.device = device or serving_device()
         self.dtype = serving_dtype(self.device, precision)
         report("making random weights", 0.0)
@@ -79,6 +82,7 @@ class Instrument:
             "dtype": spelled(str(self.dtype).removeprefix("torch."), self.precision),
             "torch": str(torch.__version__),
             "threads": torch.get_num_threads(),
+            **({"ranks": self.num_ranks} if self.num_ranks > 1 else {}),
             "parameters": sum(p.numel() for p in self.dit.parameters()),
             "weights_bytes": sum(p.numel() * p.element_size() for m in (self.dit, self.vae) for p in m.parameters()),
         }
@@ -88,8 +92,10 @@ class Instrument:
         """After which a stream's window is full."""
         return -(-self.cfg.window_frames // self.cfg.geometry.chunk_frames)
 
-    def world(self, num_slots: int) -> DiffusionWorld:
-        """DoesNotFit if the slots do not."""
+    def world(self, num_slots: int) -> World:
+        """DoesNotFit if the slots do not. Of several ranks one at a time."""
+        if self.num_ranks > 1:
+            return self.attempt(lambda: self.ranked(self.num_ranks, num_slots, "replicated", lambda stage, share: None))
         networks, scenes = (self.dit, self.vae, self.text), (grey_scene(self.cfg),)
         kept = kv_dtype(self.cfg, self.precision, self.device)
         return self.attempt(lambda: DiffusionWorld(self.cfg, *networks, scenes, num_slots, kv_dtype=kept))
@@ -105,16 +111,23 @@ class Instrument:
         self.free()
         self.dit, self.vae, self.text = self.attempt(self._networks)
 
-    def _networks(self) -> tuple[CausalDiT, VideoVAE, RandomText]:
+    def _networks(self) -> tuple[CausalDiT, VideoVAE, RandomText | None]:
+        if self.num_ranks > 1:  # their sizes are all that is asked of these
+            shapes = rehearsed(self.cfg, self.dtype, 1, precision=self.precision, device=self.device)
+            return shapes.denoiser.dit, shapes.vae, None
         return random_networks(self.cfg, self.device, self.dtype, precision=self.precision)
 
     def ranked(self, num_ranks: int, num_slots: int, layout: WeightLayout, report: Report) -> RankedWorld:
-        """The same on several processes of this machine's CPU. To be ended."""
-        return RankedWorld(partial(random_part, self.cfg, num_slots, layout, self.precision), num_ranks, report)
+        """The same on several processes of this machine's CPU, or on a GPU each. To be ended, or forgotten."""
+        load = partial(random_part, self.cfg, num_slots, layout, self.precision)
+        return RankedWorld(load, num_ranks, report, on_gpus=self.device.type == "cuda")
 
     def watching(self, world: World) -> AbstractContextManager[None]:
-        assert isinstance(world, DiffusionWorld)
-        return watching(world, self.watch)
+        return watching(_part(world), self.watch)
+
+    def slot_bytes(self, world: World) -> int:
+        """What one player takes of its slab."""
+        return _part(world).slab.slot_bytes()
 
     def counting(self) -> AbstractContextManager[Counter[str]]:
         return counting(self.device)
@@ -123,8 +136,9 @@ class Instrument:
         """DoesNotFit instead of torch's error, with what was in the way given back."""
         try:
             return work()
-        except RuntimeError as fault:
-            if not isinstance(fault, torch.OutOfMemoryError) and "ALLOC_FAILED" not in str(fault):
+        except (RuntimeError, WorldError) as fault:  # another rank's comes as a sentence
+            known = "ALLOC_FAILED", torch.OutOfMemoryError.__name__
+            if not isinstance(fault, torch.OutOfMemoryError) and not any(name in str(fault) for name in known):
                 raise
             why = str(fault).split(". ")[0]
         self.free()
@@ -147,7 +161,9 @@ class Instrument:
 
     def planned_bytes(self, num_slots: int) -> int:
         """What the memory plan says that `peak_bytes` will be with so many players, who all start from the same."""
-        planned = plan(self.cfg, self.dtype, None, self.dtype, num_slots, self.device, precision=self.precision)
+        planned = plan(
+            self.cfg, self.dtype, None, self.dtype, num_slots, self.device, self.num_ranks, precision=self.precision
+        )
         return planned.peak_bytes(num_slots)
 
     def flops(self) -> Flops:
@@ -171,3 +187,10 @@ class Instrument:
         self.watch.wait()
         ms = sorted(self.watch.between(*pair) for pair in marks[3:])
         return 2 * side**3 / ms[len(ms) // 2] / 1e9
+
+
+def _part(world: World) -> DiffusionWorld:
+    """Of several ranks, rank 0's."""
+    part = world.part if isinstance(world, RankedWorld) else world
+    assert isinstance(part, DiffusionWorld)
+    return part

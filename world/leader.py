@@ -38,12 +38,16 @@ class RankedWorld:
     """`world.chunk.World` on rank 0. When a rank is gone, or has not answered in time, every verb raises one and the
     same WorldError, and all other ranks have been ended."""
 
-    def __init__(self, load: Load, num_ranks: int, report: Report, deadline_s: float = DEADLINE_S):
+    def __init__(
+        self, load: Load, num_ranks: int, report: Report, deadline_s: float = DEADLINE_S, on_gpus: bool = False
+    ):
+        """on_gpus: each rank computes on the GPU of its index."""
         report("starting the other ranks", 0.0)
-        self.followers = Followers(partial(load_part, load), num_ranks, deadline_s)
+        self.followers = Followers(partial(load_part, load), num_ranks, deadline_s, on_gpus)
         try:
             parts = self._together(LOAD, own=lambda: load(self.followers.ranks, report), patient=True)
             self.part: DiffusionWorld = parts[0]
+            self.followers.leaving.callback(self.part.graphs.captured.clear)
         except BaseException:
             self.followers.end()
             raise
@@ -134,7 +138,8 @@ class RankedWorld:
         refusal: Exception | None = None
         made: Any = None
         try:
-            made = own()
+            with self.followers.watched(patient):
+                made = own()
         except (ValueError, KeyError) as fault:
             refusal = fault
         except WorldError:  # of loading: the others say the same
@@ -162,7 +167,8 @@ class Part:
         self.world.identify(lambda stage, share: None)
 
     def open(self, slot: int, start: Start) -> None:
-        self.world.open(slot, replace(start, prompt=_unpacked(start.prompt), image=unstore(start.image)))
+        told = replace(start, prompt=self._unpacked(start.prompt), image=unstore(start.image).to(self.world.device))
+        self.world.open(slot, told)
 
     def close(self, slot: int) -> None:
         self.world.close(slot)
@@ -180,8 +186,11 @@ class Part:
 
     def step(self, rows: Sequence[Row]) -> list[Picture]:
         return self.world.step(
-            [row if row.prompt is None else replace(row, prompt=_unpacked(row.prompt)) for row in rows]
+            [row if row.prompt is None else replace(row, prompt=self._unpacked(row.prompt)) for row in rows]
         )
+
+    def _unpacked(self, prompt: Prompt) -> Prompt:
+        return replace(prompt, encoded=unstore(prompt.encoded).to(self.world.device))
 
 
 def load_part(load: Load, ranks: Ranks, report: Report) -> Part:
@@ -195,7 +204,3 @@ def _is_apart(name: str) -> bool:
 
 def _packed(prompt: Prompt) -> Prompt:
     return replace(prompt, encoded=store(prompt.encoded))
-
-
-def _unpacked(prompt: Prompt) -> Prompt:
-    return replace(prompt, encoded=unstore(prompt.encoded))

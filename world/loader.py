@@ -35,8 +35,9 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 PUBLISHED_SCENES = 4  # start pictures drawn for a checkpoint, which comes with none
 
 
-def serving_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def serving_device(ranks: Ranks = ALONE) -> torch.device:
+    """Of several ranks each one's own."""
+    return ranks.device if ranks.size > 1 else torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def serving_dtype(device: torch.device, precision: Precision = "native") -> torch.dtype:
@@ -58,9 +59,11 @@ def load_world(
     num_ranks: int = 1,
     layout: WeightLayout = "replicated",
     precision: Precision = "native",
+    on_gpus: bool = False,
 ) -> World:
     """None: the built-in world. `pattern`: test pictures. Else the directory of a published checkpoint. Several ranks
-    are processes that compute it together on this machine's CPU. WorldError says in a sentence what is wrong."""
+    are processes that compute it together on this machine's CPU, or on a GPU each. WorldError says in a sentence what
+    is wrong."""
     if path == "pattern":
         if num_ranks > 1:
             raise WorldError("the pattern world has no weights that several ranks could compute with")
@@ -69,14 +72,14 @@ def load_world(
         return PatternWorld(num_slots=num_slots)
     torch.set_num_threads(serving_threads(max(1, torch.get_num_threads() // num_ranks)))
     load = partial(load_part, path, num_slots, layout, precision)
-    return load(ALONE, report) if num_ranks == 1 else RankedWorld(load, num_ranks, report)
+    return load(ALONE, report) if num_ranks == 1 else RankedWorld(load, num_ranks, report, on_gpus=on_gpus)
 
 
 def load_part(
     path: str | None, num_slots: int, layout: WeightLayout, precision: Precision, ranks: Ranks, report: Report
 ) -> DiffusionWorld:
     """A rank's part of the built-in world or of a published one."""
-    device = serving_device() if ranks.size == 1 else torch.device("cpu")
+    device = serving_device(ranks)
     dtype = serving_dtype(device, precision)
     if path is None or path == "meadow":
         return load_meadow(num_slots, device, dtype, report, ranks=ranks, layout=layout, precision=precision)
@@ -103,10 +106,11 @@ def plan_world(
     layout: WeightLayout = "replicated",
     dtype_name: str | None = None,
     precision: Precision = "native",
+    on_gpus: bool = False,
 ) -> MemoryPlan:
     """What `load_world` would take of each rank's memory. Also for PUBLISHED models by name, without their files.
     `dtype_name`: another than this machine would serve in."""
-    device = serving_device() if num_ranks == 1 else torch.device("cpu")
+    device = _planned_device(num_ranks, on_gpus)
     dtype = serving_dtype(device, precision) if dtype_name is None else DTYPES[dtype_name]
     if precision != "native" and dtype != torch.bfloat16:
         raise WorldError(f"what stands between linears in FP8 is bfloat16, not {dtype_name}")
@@ -126,23 +130,25 @@ def plan_world(
     return plan(cfg, dtype, text, text_dtype, num_slots, device, num_ranks, layout, precision)
 
 
-def memory_there(num_ranks: int = 1) -> int | None:
-    """Bytes that each rank may plan with on this machine now, None where that cannot be known."""
-    device = serving_device() if num_ranks == 1 else torch.device("cpu")
-    free = available_bytes(device)
-    return None if free is None else free // num_ranks
+def memory_there(num_ranks: int = 1, on_gpus: bool = False) -> int | None:
+    """Bytes that each rank may plan with on this machine now, None where that cannot be known. Of several GPUs the
+    first is asked, on which most is kept."""
+    free = available_bytes(_planned_device(num_ranks, on_gpus))
+    return None if free is None else free // (1 if on_gpus else num_ranks)
+
+
+def _planned_device(num_ranks: int, on_gpus: bool) -> torch.device:
+    return serving_device() if num_ranks == 1 or on_gpus else torch.device("cpu")
 
 
 def check_gpus(num_gpus: int) -> None:
-    """WorldError unless this server can use so many."""
+    """WorldError if there are not so many."""
     there = torch.cuda.device_count()
     if num_gpus > there:
         raise WorldError(
             f"--gpus {num_gpus}: torch finds {there or 'no'} GPU{'s' * (there != 1)} on this machine (--ranks "
             f"{max(2, num_gpus)} spreads a world over processes on the CPU)"
         )
-    if num_gpus > 1:
-        raise WorldError(f"--gpus {num_gpus}: a world on several GPUs has not been run yet, so only --gpus 1 is served")
 
 
 def load_published(

@@ -74,11 +74,12 @@ class MemoryPlan:
         return min(num_slots, self.max_rows) * self.work.begin
 
     def work_bytes(self, num_slots: int) -> int:
-        """At most, with start pictures on their way in. Work is tried before it is captured, in memory of its own that
-        is given back, beside the graphs that were captured by then."""
+        """At most, with start pictures on their way in. Graphs keep what they work in; that of beginnings is captured
+        before what is larger, and counts beside it. Work is tried before it is captured, in memory of its own that is
+        given back, beside the graphs that were captured by then."""
         replayed, begun = self.replayed_bytes(num_slots), self.begun_bytes(num_slots)
         coming = PREPARING * self.work.picture
-        return replayed + max(begun + coming, replayed) if self.captured else max(replayed, begun) + coming
+        return replayed + begun + max(coming, replayed) if self.captured else max(replayed, begun) + coming
 
     def kept_bytes(self, num_slots: int) -> int:
         """Weights, the slab, and what players start from."""
@@ -163,7 +164,7 @@ def plan(
         prompt_bytes=PROMPTS_KEPT * num_bytes([world.encode_prompt("").encoded]),
         work=rehearsed_work(cfg, dtype, device, precision),
         decode_rows=cfg.decode_rows,
-        captured=device.type == "cuda" and num_ranks == 1,
+        captured=device.type == "cuda",
     )
 
 

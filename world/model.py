@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from world import camera
+from world.beginning import Beginning, begin
+from world.camera import relative_live
 from world.chunk import (
     DrawStart,
     Geometry,
@@ -29,9 +30,9 @@ from world.chunk import (
     usual_start,
 )
 from world.config import WorldConfig
-from world.crossing import Arrivals, send
+from world.crossing import Arrivals
 from world.denoiser import Denoiser
-from world.graphs import Graphs, graphs_for
+from world.graphs import graphs_for
 from world.identity import arithmetic, config_text, digest, weights_digests
 from world.nn.dit import CausalDiT
 from world.nn.fp8 import precision_of
@@ -39,10 +40,10 @@ from world.nn.vae import VideoVAE
 from world.picture import to_i420, to_video
 from world.ranks import ALONE, Ranks
 from world.sampler import noise
-from world.scene import OUTDATED, encode_image, first_frame_condition, moves_between, warp_condition
+from world.scene import encode_image, first_frame_condition
 from world.slab import Slab, store, unstore
 from world.text import PromptCache, TextEncoder
-from world.views import Views
+from world.views import Shown, Views
 
 USUAL_SCALE = 0.2  # a scene's scale, unless it has its own
 SLAB = "slab."  # before the names of a slab's tensors, where others are beside them
@@ -90,8 +91,7 @@ class DiffusionWorld:
         precision_of(dit, self.slab.kv_dtype)
         self.denoiser = Denoiser(cfg, dit, self.slab)
         most = min(num_slots, cfg.max_rows)
-        tokens = cfg.geometry.chunk_tokens
-        self.graphs = graphs_for(self.device, most, tokens) if ranks.size == 1 else Graphs(self.device)
+        self.graphs = graphs_for(self.device, most, ranks.share(cfg.geometry.chunk_tokens))
         self._num_slots = num_slots
         self._streams: dict[int, _Stream] = {}
         self._text_lock = threading.Lock()
@@ -216,10 +216,7 @@ class DiffusionWorld:
     @torch.inference_mode()
     def step(self, rows: Sequence[Row]) -> list[Picture]:
         starting = [row for row in rows if row.step_index == 0]
-        if self.graphs.one_size:
-            for row in starting:
-                self._begin([row])
-        elif starting:
+        if starting:
             self._begin(starting)
         denoising = [row for row in rows if row.step_index < self.num_steps]
         commits = [row for row in rows if row.step_index == self.num_steps]
@@ -255,40 +252,21 @@ class DiffusionWorld:
         for row in rows:
             if row.prompt is not None:
                 self.denoiser.set_text(row.slot, row.prompt.encoded)
-        condition = torch.stack([self._condition(row) for row in rows])
-        fresh = np.stack([self._noise(row, 0) for row in rows])
-        slots, x = send(self.device, np.array([row.slot for row in rows]), fresh)
-        self.denoiser.begin(slots, self._control(rows), condition, x)
+        begin(self.denoiser, [self._beginning(row) for row in rows], self.graphs)
 
-    def _control(self, rows: Sequence[Row]) -> Tensor:
-        """Camera channels of the rows' chunks, [B, control * 64, f, h, w]."""
-        streams = [self._streams[row.slot] for row in rows]
-        steps = [camera.relative_live(row.poses, stream.scale) for row, stream in zip(rows, streams, strict=True)]
-        seen_from = np.stack(steps), np.stack([stream.intrinsics for stream in streams])
-        size = self.geometry.height, self.geometry.width
-        if self.cfg.dit.control_channels == 7:
-            relative, intrinsics, keys = send(self.device, *seen_from, np.stack([row.keys for row in rows]))
-            return camera.act(relative, keys, intrinsics, *size)
-        return camera.rays(*send(self.device, *seen_from), *size)
-
-    def _condition(self, row: Row) -> Tensor:
-        """y [20 or 40, f, h, w]."""
-        stream, frames = self._streams[row.slot], self.geometry.chunk_frames
+    def _beginning(self, row: Row) -> Beginning:
+        """Of a row's chunk. The stream's views know of it then, and the slab has what comes of its start picture."""
+        stream, f = self._streams[row.slot], self.geometry.chunk_frames
+        path, shown = self._path(row), tuple[Shown, ...]()
         if self.cfg.conditioning == "first_frame":
-            return first_frame_condition(stream.image, row.chunk_index * frames, frames)
-        views, path = stream.views, self._path(row)
-        old, poses = path[:1] if row.chunk_index > 0 else path[1:2], path[1:]
-        if not views.kept:
-            views.remember(poses[0])
-            self.slab.views[row.slot, 0] = stream.image[:, 0]
-        place = views.recall(poses[-1])
-        view, made_under = views.kept[place], views.prompt
-        if row.prompt is not None:
-            views.prompt = row.prompt.text
-        newest = stream.image[:, 0] if row.chunk_index == 0 else self.slab.x[row.slot, :, -1]
-        known = [(newest, old, made_under), (self.slab.views[row.slot, place], view.pose[None], view.prompt)]
-        trusted = [(latent, pose, 1.0 if prompt == views.prompt else OUTDATED) for latent, pose, prompt in known]
-        return torch.cat([self._warp(latent, pose, trust, poses, stream.intrinsics) for latent, pose, trust in trusted])
+            self.slab.y[row.slot] = first_frame_condition(stream.image, row.chunk_index * f, f)
+        else:
+            if not stream.views.kept:
+                self.slab.views[row.slot, 0] = stream.image[:, 0]
+            prompt = None if row.prompt is None else row.prompt.text
+            shown = stream.views.begin(path, row.chunk_index == 0, prompt)
+        relative = relative_live(row.poses, stream.scale)
+        return Beginning.of(row.slot, self._noise(row, 0), relative, stream.intrinsics, row.keys, path[1:], shown)
 
     def _path(self, row: Row) -> NDArray[np.float64]:
         """A row's poses where the stream is, in the units of warps and views: USUAL_SCALE of them count as 1 for the
@@ -296,16 +274,6 @@ class DiffusionWorld:
         path = row.poses.astype(np.float64)
         path[:, :3, 3] *= USUAL_SCALE / self._streams[row.slot].scale
         return self._streams[row.slot].views.follow(path)
-
-    def _warp(
-        self, latent: Tensor, old: NDArray[np.floating[Any]], trust: float, new: NDArray[np.float64],
-        intrinsics: NDArray[np.float32],
-    ) -> Tensor:  # fmt: skip
-        """A latent [16, h, w] seen from one pose, as it would look from f others: [20, f, h, w]."""
-        moves, down = moves_between(new, np.repeat(old, len(new), axis=0))
-        trusts = np.full(len(new), trust, np.float32)
-        *seen_from, trusts = send(self.device, moves.numpy(), down.numpy(), intrinsics, trusts)
-        return warp_condition(latent.expand(len(new), -1, -1, -1), *seen_from, self.cfg.eye_units, trusts)
 
     def _remember(self, rows: Sequence[Row]) -> None:
         """Keep the newest latent of these rows' finished chunks where no view stands for it."""

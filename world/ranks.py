@@ -6,7 +6,9 @@ Outside of attention each of P ranks holds 1/P of every row's tokens, in attenti
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -19,6 +21,8 @@ from world.chunk import WorldError
 ONE_SECOND = dist.default_pg_timeout / dist.default_pg_timeout.total_seconds()
 JOIN_S = 120.0  # for all processes to find each other, once all of them run
 LOAD_S = 3600.0  # that one may load for longer than another
+GPU_S = 120.0  # that torch waits for GPUs; who is missed is found out before (`world.followers`)
+CPU = torch.device("cpu")
 
 
 class PeerLost(Exception):
@@ -31,7 +35,13 @@ class Ranks:
 
     index: int = 0
     size: int = 1  # P
-    group: dist.ProcessGroup | None = None  # of all of them; None where there is one only
+    group: dist.ProcessGroup | None = None  # of all of them, for what is in the CPU's memory; None where there is one
+    gpus: dist.ProcessGroup | None = None  # the same, for what is on GPUs; None where they compute on the CPU
+
+    @property
+    def device(self) -> torch.device:
+        """On which this one of several computes."""
+        return CPU if self.gpus is None else torch.device("cuda", self.index)
 
     def heads(self, num_heads: int) -> int:
         """How many of a model's heads each rank attends with. WorldError if they do not divide."""
@@ -66,14 +76,14 @@ class Ranks:
         parts = own.new_empty(self.size, *own.shape)
         if own.numel():
             with _Exchange():
-                dist.all_gather(list(parts), own.contiguous(), group=self.group)
+                dist.all_gather(list(parts), own.contiguous(), group=self._around(own))
         return parts.movedim(0, 1).flatten(1, 2)[:, :num_tokens].contiguous()
 
     def exchange(self, parts: Tensor) -> Tensor:
         """parts[i] goes to rank i [P, ...] -> [i] is what came from rank i [P, ...]."""
         got = torch.empty_like(parts)
         with _Exchange():
-            dist.all_to_all_single(_bytes(got), _bytes(parts), group=self.group)
+            dist.all_to_all_single(_bytes(got), _bytes(parts), group=self._around(parts))
         return got
 
     def meet(self) -> None:
@@ -84,25 +94,44 @@ class Ranks:
     def broadcast(self, data: Tensor) -> None:
         """Rank 0's goes to all, in place."""
         with _Exchange():
-            dist.broadcast(data, group_src=0, group=self.group)
+            dist.broadcast(data, group_src=0, group=self._around(data))
 
     def send(self, data: Tensor, to: int) -> None:
         with _Exchange():
-            dist.send(data, group_dst=to, group=self.group)
+            dist.send(data, group_dst=to, group=self._around(data))
 
     def receive(self, data: Tensor, source: int) -> None:
         with _Exchange():
-            dist.recv(data, group_src=source, group=self.group)
+            dist.recv(data, group_src=source, group=self._around(data))
+
+    def abandon(self) -> None:
+        """What this process's GPU waits for does not come: it waits no more, and exchanges on GPUs fail from now on.
+        Returns when no graph is left that such an exchange was captured in."""
+        if self.gpus is not None:
+            with suppress(RuntimeError):  # it was abandoned before
+                self.gpus.abort()
+
+    def _around(self, data: Tensor) -> dist.ProcessGroup | None:
+        """The group that exchanges what is where this is. Exchanges on GPUs are one thread's, in one order on all."""
+        return self.gpus if data.is_cuda else self.group
 
 
 ALONE = Ranks()
 
 
-def join(index: int, size: int, store: dist.Store, deadline_s: float) -> Ranks:
-    """Find the others, who do the same with stores of one server. Whoever then lets an exchange wait for longer than
-    `deadline_s` is lost. The processes exchange through gloo, in the CPU's memory."""
+def join(index: int, size: int, store: dist.Store, deadline_s: float, on_gpus: bool = False) -> Ranks:
+    """Find the others, who do the same with stores of one server. Whoever then lets an exchange in the CPU's memory,
+    through gloo, wait for longer than `deadline_s` is lost. on_gpus: each computes on the GPU of its index, the calling
+    thread's from now on, and they exchange through NCCL too."""
     dist.init_process_group("gloo", store=store, rank=index, world_size=size, timeout=JOIN_S * ONE_SECOND)
-    return Ranks(index, size, dist.new_group(timeout=deadline_s * ONE_SECOND))
+    ranks = Ranks(index, size, dist.new_group(timeout=deadline_s * ONE_SECOND))
+    if not on_gpus:
+        return ranks
+    os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"  # torch would end processes by itself, without a sentence
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    # With its device the communicator is made here, where everybody is, and not in the first exchange.
+    return replace(ranks, gpus=dist.new_group(timeout=GPU_S * ONE_SECOND, backend="nccl", device_id=device))
 
 
 def leave() -> None:
@@ -113,7 +142,8 @@ def leave() -> None:
 
 def is_peer_lost(fault: Exception) -> bool:
     """Exchanges that FSDP makes are not ours to watch; but the backend that raises names itself."""
-    return isinstance(fault, PeerLost) or (isinstance(fault, RuntimeError) and "gloo" in str(fault))
+    named = any(backend in str(fault) for backend in ("gloo", "NCCL"))
+    return isinstance(fault, PeerLost) or (isinstance(fault, RuntimeError) and named)
 
 
 class _Exchange:

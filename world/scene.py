@@ -47,15 +47,15 @@ def warp_condition(
     """y [20, f, h, w] of f frames from the latent each is seen from [f, 16, h, w].
 
     moves [f, 4, 4] takes points from the new camera to that latent's, down [f, 3] is the world's down in the new
-    camera's axes, intrinsics [4] are in pixels, the ground is `eye_units` below the camera, and trust [f] is
+    camera's axes, intrinsics [4] or [f, 4] are in pixels, the ground is `eye_units` below the camera, and trust [f] is
     what the mask says of cells that are known: 1, or OUTDATED. Every cell takes (bilinearly) what the old view holds of
     the point that its ray meets.
     """
     h, w = latents.shape[-2:]
-    fx, fy, cx, cy = (intrinsics / SPATIAL_STRIDE).unbind()
+    fx, fy, cx, cy = (intrinsics / SPATIAL_STRIDE)[..., None, None].unbind(-3)  # [1, 1] or [f, 1, 1]
     u = torch.arange(w, dtype=torch.float32, device=latents.device) + 0.5
     v = torch.arange(h, dtype=torch.float32, device=latents.device)[:, None] + 0.5
-    x, y = ((u - cx) / fx).expand(h, w), ((v - cy) / fy).expand(h, w)
+    x, y = (u - cx) / fx, (v - cy) / fy
     d = down[:, :, None, None]
     falls = d[:, 0] * x + d[:, 1] * y + d[:, 2]  # [f, h, w]
     depth = eye_units / falls.clamp(min=eye_units / FAR_UNITS)

@@ -20,9 +20,9 @@ def lay_out(dit: CausalDiT, layout: WeightLayout, ranks: Ranks) -> None:
     ranks.meet()
     if layout == "replicated":
         return
-    assert ranks.group is not None
-    device = dit.head.modulation.device.type
-    mesh = DeviceMesh.from_group(ranks.group, device)
+    group = ranks.gpus or ranks.group
+    assert group is not None
+    mesh = DeviceMesh.from_group(group, dit.head.modulation.device.type)
     for block in dit.blocks:
         fully_shard(block, mesh=mesh, reshard_after_forward=layout == "sharded")
         for method in ("camera", "text"):

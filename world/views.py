@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Pose = NDArray[np.floating]  # [4, 4] camera-to-world
+NEWEST = -1  # in place of a place: the last frame of the chunk before, which no view holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,15 @@ class ViewRules:
 class View:
     pose: Pose
     prompt: str  # that it was made under
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shown:
+    """What a chunk is shown as it begins."""
+
+    place: int  # where its latent lies, or NEWEST
+    pose: Pose
+    is_current: bool  # made under the prompt that the chunk is
 
 
 @dataclass(slots=True)
@@ -68,6 +78,18 @@ class Views:
         moved = path.copy()
         moved[:, :3, 3] += self.position - path[0, :3, 3]
         return moved
+
+    def begin(self, path: NDArray[np.float64], is_first: bool, prompt: str | None) -> tuple[Shown, Shown]:
+        """The stream begins a chunk, its first one or another, on a path [1 + f, 4, 4] from the pose before it, under a
+        new prompt or none: it is shown the newest picture and the recalled one. A start picture is remembered first."""
+        if not self.kept:
+            self.remember(path[1])
+        newest = (0, path[1]) if is_first else (NEWEST, path[0])
+        made_under, place = self.prompt, self.recall(path[-1])
+        if prompt is not None:
+            self.prompt = prompt
+        view = self.kept[place]
+        return Shown(*newest, made_under == self.prompt), Shown(place, view.pose, view.prompt == self.prompt)
 
     def recall(self, pose: Pose) -> int:
         """The place of the view to show for a pose: the oldest that stands for it (the fewer steps a view is away from

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -164,7 +165,7 @@ def test_the_choices_are_the_published_models(monkeypatch: pytest.MonkeyPatch) -
     for name in PUBLISHED:
         assert arguments("--geometry", name).geometry == name
     asked: list[str] = []
-    monkeypatch.setattr(bench_geometry, "run_config", lambda cfg, args: asked.append(cfg.name) or 0)
+    monkeypatch.setattr(bench_geometry, "run_config", lambda cfg, args, num_gpus: asked.append(cfg.name) or 0)
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
     assert bench.run(parser.parse_args(["--geometry", "lingbot-1.3b"])) == 0
@@ -172,13 +173,63 @@ def test_the_choices_are_the_published_models(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    "other", ["--world x", "--environments 1", "--recording", "--gpus 1", "--ranks 2"], ids=lambda text: text.split()[0]
+    "option, other",
+    [
+        ("--geometry", "--world x"),
+        ("--geometry", "--environments 1"),
+        ("--geometry", "--recording"),
+        ("--geometry", "--ranks 2"),
+        ("--ablation", "--gpus 1"),
+    ],
 )
-def test_options_that_would_not_count_are_refused(other: str) -> None:
+def test_options_that_would_not_count_are_refused(option: str, other: str) -> None:
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
-    with pytest.raises(WorldError, match=f"{other.split()[0]} does not go with --geometry"):
-        bench.run(parser.parse_args(["--geometry", "meadow", *other.split()]))
+    asked = {"--geometry": ["--geometry", "meadow"], "--ablation": ["--ablation"]}[option]
+    with pytest.raises(WorldError, match=f"{other.split()[0]} does not go with {option}"):
+        bench.run(parser.parse_args([*asked, *other.split()]))
+
+
+@pytest.mark.parametrize("there, ranks", [(2, 2), (1, None)])
+def test_as_many_gpus_as_there_are_measure_together(
+    there: int, ranks: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank each, each with a matrix peak of its own."""
+    made: list[int] = []
+    peaks: list[float] = []
+
+    class OfTwo(Instrument):
+        def __init__(self, *args: Any, num_ranks: int, **kwargs: Any):
+            made.append(num_ranks)
+            super().__init__(*args, **kwargs)
+
+        def peak_tflops(self) -> float:
+            return 3.0
+
+    def measured(instrument: Instrument, players: int, chunks: int, warmup: int, peak: float, *rest: Any) -> object:
+        peaks.append(peak)
+        raise DoesNotFit("it is not measured here")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    monkeypatch.setattr("world.instrument.Instrument", OfTwo)
+    monkeypatch.setattr("gameserver.bench_stages.measure", measured)
+    args = arguments("--players", "1", "--no-encode", "--json")
+    if ranks is None:
+        with pytest.raises(WorldError, match="--gpus 2: torch finds 1 GPU"):
+            bench_geometry.run_config(CFG, args, 2)
+    else:
+        assert bench_geometry.run_config(CFG, args, 2) == 0
+        assert (made, peaks) == ([ranks], [6.0])
+
+
+@pytest.mark.slow
+def test_two_ranks_are_measured_as_one_world_is() -> None:
+    two = Instrument(CFG, Clock(), lambda stage, share: None, torch.device("cpu"), num_ranks=2)
+    assert two.about["ranks"] == 2 and two.about["parameters"] == instrument().about["parameters"]
+    staged = measure(two, 1, 2, 1, 1.0, None, lambda text: None)
+    assert staged.chunk_ms > 0 and staged.slot_bytes < instrument().world(1).slab.slot_bytes()
+    two.free()
+    assert not torch.distributed.is_initialized(), "a world that nobody has any more has ended"
 
 
 def test_it_needs_nothing_of_the_server() -> None:

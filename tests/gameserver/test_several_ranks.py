@@ -3,6 +3,7 @@ lost a rank tells its players, says which in a sentence and ends."""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import signal
@@ -16,13 +17,13 @@ import pytest
 import torch
 from conftest import playing, serve_pattern
 
-from gameserver import cli
+from gameserver import bench, cli
 from gameserver import replay as command
 from gameserver.backpressure import Limits
 from gameserver.bot_plan import BotPlan
 from gameserver.journal import Keep
 from gameserver.player import play
-from gameserver.serve import Spread
+from gameserver.serve import Spread, spread_of, world_loader
 from sessions.recording import read
 from tests.world.ranked import load_small
 from world.leader import RankedWorld
@@ -113,7 +114,6 @@ def test_a_server_ends_with_its_rank_in_time_and_in_one_sentence() -> None:
     [
         (0, "8", "--gpus 8: torch finds no GPUs on this machine (--ranks 8 spreads a world over processes on the CPU)"),
         (1, "2", "--gpus 2: torch finds 1 GPU on this machine (--ranks 2 spreads a world over processes on the CPU)"),
-        (8, "8", "--gpus 8: a world on several GPUs has not been run yet, so only --gpus 1 is served"),
     ],
 )
 def test_gpus_that_cannot_serve_are_a_sentence(
@@ -122,6 +122,34 @@ def test_gpus_that_cannot_serve_are_a_sentence(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
     assert cli.main(["bench", "--players", "1", "--gpus", asked]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == f"gameserver: {sentence}"
+
+
+@pytest.mark.parametrize(
+    "options, ranks",
+    [("", None), ("--gpus 1", None), ("--gpus 3", (3, True)), ("--ranks 3", (3, False))],
+)
+def test_a_rank_for_each_gpu_and_no_rank_for_one(
+    options: str, ranks: tuple[int, bool] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, bool]] = []
+
+    class Stop(Exception): ...
+
+    def several(load: object, num_ranks: int, report: object, on_gpus: bool) -> None:
+        asked.append((num_ranks, on_gpus))
+        raise Stop
+
+    def one(*args: object) -> None:
+        raise Stop
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr("world.loader.RankedWorld", several)
+    monkeypatch.setattr("world.loader.load_part", one)
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    with pytest.raises(Stop):
+        world_loader(None, 1, spread_of(parser.parse_args(options.split())))(lambda stage, share: None)
+    assert asked == ([] if ranks is None else [ranks])
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.world.tiny_world import Life, Player, random_world, tick, tiny_config
+from world.camera import act, rays, relative_live
 from world.chunk import Row
 from world.model import DiffusionWorld
 from world.sampler import at_timesteps, from_sigmas, noise
@@ -142,19 +143,23 @@ def compare_chunk(world: DiffusionWorld, life: Life, slot: int, chunk_index: int
     rows = [
         Row(slot, chunk_index, step, life.poses[: f + 1], life.keys[:f], None) for step in range(schedule.num_steps + 1)
     ]
-    y, control = world._condition(rows[0]), world._control(rows[:1])[0]
+    relative = torch.from_numpy(relative_live(rows[0].poses, start.scale))[None]
+    size = torch.from_numpy(start.intrinsics)[None], world.geometry.height, world.geometry.width
+    with_keys = cfg.dit.control_channels == 7
+    control = act(relative, torch.from_numpy(rows[0].keys)[None], *size) if with_keys else rays(relative, *size)
     reference = Reference(world, slot, chunk_index)
     x = torch.from_numpy(noise(start.seed, chunk_index, 0, shape))
     for i, row in enumerate(rows[:-1]):
-        flow, _ = reference.flow(x, y, control, start.prompt.encoded, schedule.timesteps[i])
-        x0 = x - schedule.sigmas[i] * flow
         world.step([row])
+        y = world.slab.y[slot]  # as the chunk began
+        flow, _ = reference.flow(x, y, control[0], start.prompt.encoded, schedule.timesteps[i])
+        x0 = x - schedule.sigmas[i] * flow
         if i + 1 < schedule.num_steps:
             sigma = schedule.renoise_sigmas[i + 1]
             x = (1 - sigma) * x0 + sigma * torch.from_numpy(noise(start.seed, chunk_index, i + 1, shape))
             assert distance(world.slab.x[slot], x) < 1e-5
     assert distance(world.slab.x[slot], x0) < 1e-5
-    _, written = reference.flow(x0, y, control, start.prompt.encoded, 0.0)
+    _, written = reference.flow(x0, y, control[0], start.prompt.encoded, 0.0)
     world.step([rows[-1]])
     room, tokens = cfg.window_frames - cfg.sink_frames, world.geometry.frame_tokens
     rings = dict(world.slab.rows(slot))

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -16,6 +18,7 @@ import torch
 
 from tests.world.test_leader import CHUNKS, load, play, quiet
 from tests.world.tiny_world import Life, Player
+from world import followers
 from world.chunk import WorldError
 from world.leader import RankedWorld
 from world.model import DiffusionWorld
@@ -74,6 +77,88 @@ def test_a_stuck_rank_is_lost_after_the_deadline(doomed: RankedWorld) -> None:
         play(doomed, [player], 99)
     victim.join(ENDS_S)
     assert victim.exitcode == -signal.SIGKILL, "it does not stay behind"
+
+
+class Waiting:
+    """In place of exchanges between GPUs: rank 0 waits for its own, until it is told to give up."""
+
+    def __init__(self) -> None:
+        self.given_up = threading.Event()
+
+    def abort(self) -> None:
+        self.given_up.set()
+
+    def close(self, slot: int) -> None:
+        assert self.given_up.wait(ENDS_S)
+
+
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[RankedWorld, Waiting]]:
+    world, waiting = RankedWorld(load, 2, quiet), Waiting()
+    world.followers.ranks = replace(world.followers.ranks, gpus=waiting)  # type: ignore[arg-type]
+    monkeypatch.setattr(world.part, "close", waiting.close)
+    yield world, waiting
+    world.end()
+
+
+def test_a_gpu_does_not_wait_for_a_rank_that_is_gone(waiting: tuple[RankedWorld, Waiting]) -> None:
+    world, _ = waiting
+    (victim,) = processes(world)
+    threading.Timer(0.1, victim.kill).start()
+    for _ in range(2):  # and the second time
+        with pytest.raises(WorldError, match=r"^rank 1 of 2 is gone \(signal 9\), so all of them end$"):
+            world.close(1)
+
+
+def test_a_gpu_does_not_wait_for_ever(waiting: tuple[RankedWorld, Waiting], monkeypatch: pytest.MonkeyPatch) -> None:
+    world, _ = waiting
+    monkeypatch.setattr(followers, "GPU_VERB_S", 0.1)
+    with pytest.raises(WorldError, match=r"^a GPU has waited for 0.1 s for another, so all ranks end$"):
+        world.close(1)
+    (victim,) = processes(world)
+    victim.join(ENDS_S)
+    assert victim.exitcode == -signal.SIGKILL, "it does not stay behind"
+
+
+def test_a_process_whose_gpu_does_not_give_up_ends_with_the_sentence(
+    waiting: tuple[RankedWorld, Waiting], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    world, gpus = waiting
+    ended: list[int] = []
+    monkeypatch.setattr(followers, "GPU_VERB_S", 0.1)
+    monkeypatch.setattr(followers, "ABANDON_S", 0.1)
+    monkeypatch.setattr(gpus, "abort", lambda: None)
+    monkeypatch.setattr(followers.os, "_exit", lambda code: (ended.append(code), gpus.given_up.set()))
+    with pytest.raises(WorldError):
+        world.close(1)
+    assert ended == [1]
+    assert capfd.readouterr().err.splitlines() == [
+        "manyworlds: a GPU has waited for 0.1 s for another, so all ranks end"
+    ]
+
+
+FOLLOWER = """
+import multiprocessing, sys, threading
+from world.followers import _follow_to_the_end
+def wait():
+    threading.Thread(target=_follow_to_the_end, args=(1, 2), daemon=True).start()
+    print("waiting", flush=True)
+    threading.Event().wait()
+if __name__ == "__main__":
+    multiprocessing.get_context("spawn").Process(target=wait, daemon=True).start()
+    sys.stdin.read()
+"""
+
+
+def test_a_follower_that_waits_for_its_gpu_ends_with_the_leader(tmp_path: Path) -> None:
+    (tmp_path / "leader.py").write_text(FOLLOWER)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, tmp_path / "leader.py"], env=environment, text=True, **pipes) as leader:
+        assert leader.stdout is not None and leader.stdout.readline() == "waiting\n"
+        leader.kill()
+        _, told = leader.communicate(timeout=ENDS_S)  # the follower holds its end of stderr until it has ended
+    assert told.splitlines() == ["manyworlds: rank 0 of 2 is gone, so all of them end"]
 
 
 def fails_on(index: int, ranks: Ranks, report: object) -> DiffusionWorld:

@@ -105,9 +105,11 @@ def test_two_hundred_ticks_capture_nothing_that_prewarming_has_not(kind, sizes):
     graphs = Graphs(CPU, tape, sizes)
     replayed = build(kind, graphs)
     replayed.prewarm(quiet)
-    assert tape.captures == 4 * len(sizes) == len(graphs.captured)  # steps and commits; first and later latent frames
+    assert (
+        tape.captures == 5 * len(sizes) == len(graphs.captured)
+    )  # begin; steps, commits; first and later latent frames
     compare(replayed, build(kind, None))
-    assert tape.captures == 4 * len(sizes), "something was captured while people played"
+    assert tape.captures == 5 * len(sizes), "something was captured while people played"
 
 
 @pytest.mark.parametrize(("rows", "sizes", "shapes"), [(1, (3,), 1), (2, (1, 2, 3), 2)])
@@ -126,29 +128,33 @@ def test_large_pictures_are_decoded_in_groups_of_few_shapes(monkeypatch: pytest.
     replayed.cfg = replace(replayed.cfg)  # another object
     monkeypatch.setattr(WorldConfig, "decode_rows", property(lambda cfg: rows if cfg is replayed.cfg else 8))
     replayed.prewarm(quiet)
-    assert tape.captures == 2 * len(sizes) + 2 * shapes
+    assert tape.captures == 3 * len(sizes) + 2 * shapes
     compare(replayed, together)
-    assert tape.captures == 2 * len(sizes) + 2 * shapes and max(decoded) == 3
+    assert tape.captures == 3 * len(sizes) + 2 * shapes and max(decoded) == 3
 
 
 def test_a_capture_while_people_play_is_not_a_step_of_theirs():
     compare(build("warp", Graphs(CPU, Tape(), (1, 2, 3))), build("warp", None))
 
 
-def test_with_one_size_every_chunk_begins_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that what its camera makes has the same shapes too."""
-    begun = []
+@pytest.mark.parametrize(
+    ("sizes", "rows"),
+    [((SLOTS,), [[1, 0, 0], [2, 3, 0]]), (range(1, SLOTS + 1), [[1], [2, 3]]), ((), [[1], [2, 3]])],
+)
+def test_chunks_begin_together_in_the_sizes_there_are(monkeypatch: pytest.MonkeyPatch, sizes, rows) -> None:
+    """So that with one size what a camera makes has the same shapes too, whoever else begins."""
+    begun = list[list[int]]()
     begin = Denoiser.begin
     monkeypatch.setattr(
-        Denoiser, "begin", lambda self, slots, *rest: (begun.append(len(slots)), begin(self, slots, *rest))
+        Denoiser, "begin", lambda self, slots, *rest: (begun.append(slots.tolist()), begin(self, slots, *rest))
     )
-    for sizes in ((SLOTS,), range(1, SLOTS + 1)):
-        world = build("warp", Graphs(CPU, Tape(), sizes))
-        lives = [Life(player, 1, 1) for player in range(SLOTS)]
-        for slot, life in enumerate(lives, 1):
-            world.open(slot, life.start(world))
-        tick(world, [Player(life, slot) for slot, life in enumerate(lives, 1)])
-    assert begun == [1, 1, 1, 3]
+    world = build("warp", Graphs(CPU, Tape() if sizes else None, sizes))
+    players = [Player(Life(player, 1, 1), player + 1) for player in range(SLOTS)]
+    for due, expected in zip((players[:1], players[1:]), rows, strict=True):
+        for each in due:
+            world.open(each.slot, each.life.start(world))
+        tick(world, due)
+        assert begun[-1] == expected
 
 
 def test_padding_rows_write_to_the_dummy_slot_alone():
@@ -198,13 +204,13 @@ def test_on_a_gpu_replayed_bits_are_the_eager_ones(kind):
     replayed.prewarm(quiet)
     captured = len(replayed.graphs.captured)
     compare(replayed, eager)
-    assert len(replayed.graphs.captured) == captured == 4 * SLOTS
+    assert len(replayed.graphs.captured) == captured == 5 * SLOTS
 
 
 @on_a_gpu
 def test_on_a_gpu_few_tokens_have_one_size_and_many_have_all() -> None:
     few, many = (graphs_for(torch.device("cuda"), 8, tokens) for tokens in (112, MANY_TOKENS))
-    assert few.one_size and few.sizes == (8,) and many.sizes == tuple(range(1, 9))
+    assert few.sizes == (8,) and many.sizes == tuple(range(1, 9))
 
 
 @on_a_gpu

@@ -107,12 +107,12 @@ def test_a_budget_holds_the_players_whose_total_fits():
 
 
 def test_graphs_keep_what_they_work_in_beside_what_is_not_captured():
-    """Two players: 40 replayed, and 10 that begin beside 30 coming in; 41 would be more than those when it is tried."""
+    """Two players: 40 replayed and 10 begun, beside 30 coming in; the 40 when they are tried are more."""
     captured = replace(PLAN, captured=True)
-    assert captured.work_bytes(2) == 40 + (10 + 30)
-    assert replace(captured, work=replace(PLAN.work, decode=41)).work_bytes(2) == 41 + 41
+    assert captured.work_bytes(2) == 40 + 10 + 40
+    assert replace(captured, work=replace(PLAN.work, picture=25)).work_bytes(2) == 40 + 10 + 50
     slow = replace(PLAN, work=replace(PLAN.work, begin=30))
-    assert slow.work_bytes(2) == 60 + 30 and replace(slow, captured=True).work_bytes(2) == 40 + 60 + 30
+    assert slow.work_bytes(2) == 60 + 30 and replace(slow, captured=True).work_bytes(2) == 40 + 60 + 40
 
 
 def test_rows_that_are_decoded_at_once_count_and_no_others():

@@ -135,6 +135,18 @@ def test_frames_of_a_chunk_move_apart():
         assert torch.equal(y[:, i], warp_condition(latents[i], moves[i], down[i], INTRINSICS, EYE_UNITS, trust[i]))
 
 
+def test_frames_may_be_seen_by_different_cameras():
+    moves, down = moved(turn_deg=7, forward=0.2)
+    latents, trust = torch.randn(2, 16, 8, 12, generator=torch.Generator().manual_seed(0)), torch.ones(2)
+    lenses = torch.stack([INTRINSICS, 0.7 * INTRINSICS])
+    both = moves.expand(2, -1, -1), down.expand(2, -1)
+    y = warp_condition(latents, *both, lenses, EYE_UNITS, trust)
+    for i, lens in enumerate(lenses):
+        own = slice(i, i + 1)
+        assert torch.equal(y[:, own], warp_condition(latents[own], moves, down, lens, EYE_UNITS, trust[own]))
+    assert not torch.equal(y, warp_condition(latents, *both, INTRINSICS, EYE_UNITS, trust))
+
+
 def test_a_small_step_far_from_the_origin_keeps_its_bits():
     far = np.eye(4)
     far[:3, 3] = 1e6, 0, -1e6

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from world.motion import keyboard_poses, step_pose
-from world.views import ViewRules, Views, recalled_frames
+from world.views import NEWEST, ViewRules, Views, recalled_frames
 
 RULES = ViewRules(capacity=4, turn_deg=20.0, walk_units=0.75)
 
@@ -79,3 +79,25 @@ def test_a_view_tells_under_which_prompt_it_was_made_also_when_read_again():
     for kept in (views, again):
         assert [view.prompt for view in kept.kept.values()] == ["day", "night"] and kept.prompt == "night"
     assert again.facts() == views.facts()
+
+
+def test_a_chunk_is_shown_the_newest_picture_and_the_recalled_one() -> None:
+    views, path = Views(RULES, "day"), np.stack([at(turn) for turn in (0, 0, 30, 60)])
+    newest, recalled = views.begin(path[:2], True, None)
+    assert [newest.place, recalled.place] == [0, 0] and newest.is_current and recalled.is_current, "the start picture"
+    assert (views.kept[0].pose == path[1]).all() and views.kept[0].prompt == "day"
+    views.remember(path[2])
+    newest, recalled = views.begin(path[2:], False, None)
+    assert (newest.place, recalled.place) == (NEWEST, 1)
+    assert (newest.pose == path[2]).all() and (recalled.pose == path[2]).all()
+    newest, recalled = views.begin(np.stack([path[2], path[0]]), False, None)
+    assert recalled.place == 0 and (newest.pose == path[2]).all() and (recalled.pose == path[0]).all()
+
+
+def test_what_is_shown_is_current_if_the_chunks_own_prompt_made_it() -> None:
+    views, path = Views(RULES, "day"), np.stack([at(), at()])
+    assert [shown.is_current for shown in views.begin(path, True, "day")] == [True, True]
+    assert [shown.is_current for shown in views.begin(path, False, "night")] == [False, False]
+    assert [shown.is_current for shown in views.begin(path, False, None)] == [True, False]
+    assert [shown.is_current for shown in views.begin(path, False, "day")] == [False, True]
+    assert list(views.kept) == [0], "a beginning remembers nothing but the start"

@@ -50,9 +50,11 @@ from world.nn.vae import Norm, VideoVAE
 from world.slab import Slab, decoder_cache_shapes, put
 
 LATENT_SHARDS = 1_000_000  # shards of latents are numbered from here: other clips than the VAE saw
-OF_THE_LATENTS = ("patch_embedding.", "head.")  # what of a DiT speaks the language of one VAE
 KL = 1e-4  # weight of the divergence
+ALIKE = 0.03  # weight of how far four frames' latent is from that of the last of them alone, beside its variance
 VIEWINGS = 8  # batches of clips that take turns
+PARTS = 0.5  # share of them that are decoded from a part of their latents
+ZOOMS = (1.04, 1.3)  # how much larger that part then is: from where it can lie half a cell off
 POOL = 12  # batches whose histories grow old together
 VISITS = 2  # updates from every generation of a batch's history
 INVENTED = 0.15  # weight of what a student has to invent
@@ -107,6 +109,7 @@ class Viewing:
     """Clips the VAE is on its way through, with the caches of its encoder and its decoder."""
 
     video: Tensor
+    part: Tensor  # [C, 2, 3], what of each clip is decoded, as `affine_grid` takes it
     at: int = 0
     caches: list[Tensor] = field(default_factory=list)
 
@@ -117,9 +120,29 @@ class Viewing:
         return self.video[:, :, self.at - length : self.at]
 
 
+def parts(count: int, rng: np.random.Generator) -> Tensor:
+    """[count, 2, 3]: the whole of some pictures and a part of others, anywhere inside, on the cells or between them."""
+    share = np.where(rng.random(count) < PARTS, 1 / rng.uniform(*ZOOMS, count), 1.0)
+    part = np.zeros((count, 2, 3))
+    part[:, 0, 0] = part[:, 1, 1] = share
+    part[:, :, 2] = rng.uniform(-1, 1, (count, 2)) * (1 - share[:, None])
+    return torch.from_numpy(part.astype(np.float32))
+
+
+def part_of(x: Tensor, part: Tensor) -> Tensor:
+    """[C, K, T, h, w] -> the part [C, 2, 3] of each, bilinearly, in the same size."""
+    grid = F.affine_grid(part, [len(x), 1, *x.shape[-2:]], align_corners=False)
+    return F.grid_sample(x.flatten(1, 2), grid, padding_mode="border", align_corners=False).view_as(x)
+
+
 def vae(args: argparse.Namespace, device: torch.device) -> Run:
     """Clips are walked through in pieces with both caches carried on: trained on beginnings alone, a VAE fell from 22
-    dB at its ninth frame to 14 at its sixteenth. With the encoder held, latents keep their meaning."""
+    dB at its ninth frame to 14 at its sixteenth. With the encoder held, latents keep their meaning.
+
+    A part of the latents has to decode to that part of the picture (EQ-VAE; Kouzelis et al. 2025): a world draws
+    them anew as its camera moves, between their cells, and so they have to mean something there. And a picture that
+    begins a stream should look to the DiT as it would later on.
+    """
     modules = vae_modules(device)
     network = modules["vae"]
     if args.begin_from:
@@ -133,27 +156,32 @@ def vae(args: argparse.Namespace, device: torch.device) -> Run:
             if isinstance(module, Norm):
                 module.compile(dynamic=False)
 
-    def learning(piece: Tensor, *caches: Tensor) -> list[Tensor]:
+    def learning(piece: Tensor, part: Tensor, *caches: Tensor) -> list[Tensor]:
         first, seen_caches = not caches, len(caches) - drawn_caches
         with autocast(device):
             moments, seeing = network.moments(piece, list(caches[:seen_caches]) if caches else None, first)
             mu, log_var = moments.chunk(2, dim=1)
+            apart = torch.zeros((), device=device)
+            if not (first or args.hold_encoder):
+                alone, _ = network.moments(piece[:, :, -1:], None, first=True)
+                apart = F.mse_loss(alone[:, : mu.shape[1]], mu) / mu.var().detach()
             log_var = log_var.clamp(-20, 10)
-            z = mu + torch.randn_like(mu) * (0.5 * log_var).exp()
+            z = part_of(mu + torch.randn_like(mu) * (0.5 * log_var).exp(), part)
             seen, drawing = network.decode(z, list(caches[seen_caches:]) if caches else None, first)
+        piece = part_of(piece, part)
         divergence = (mu.square() + log_var.exp() - 1 - log_var).mean()
         edges = sum((seen.diff(dim=d) - piece.diff(dim=d)).abs().mean() for d in (-1, -2))
         error = F.mse_loss(seen, piece)
         loss = (seen - piece).abs().mean() + 2 * error + edges + KL * divergence
-        run.descend(loss)
-        return [loss.detach(), error.detach(), *(c.detach() for c in (*seeing, *drawing))]
+        run.descend(loss + ALIKE * apart)
+        return [loss.detach(), error.detach(), apart.detach(), *(c.detach() for c in (*seeing, *drawing))]
 
     drawn_caches = len(decoder_cache_shapes(meadow_config()))
     begin, go_on = Graphed(learning), Graphed(learning)
     rng = np.random.default_rng(run.step)
     known: dict[Path, Tensor] = {}
     viewings: list[Viewing | None] = [None] * VIEWINGS
-    began, psnrs = time.monotonic(), deque[float](maxlen=50)
+    began, psnrs, aparts = time.monotonic(), deque[float](maxlen=50), deque[float](maxlen=50)
     for share in run.steps():
         if run.step % 250 == 0:
             new = [path for path in shards(args.dir, "clips") if path not in known]
@@ -162,14 +190,17 @@ def vae(args: argparse.Namespace, device: torch.device) -> Run:
         if viewing is None or viewing.at >= viewing.video.shape[2] or rng.random() < 0.1:
             frames = list(known.values())[int(rng.integers(len(known)))]
             which = torch.from_numpy(rng.permutation(len(frames))[: args.batch]).to(device)
-            viewing = viewings[run.step % VIEWINGS] = Viewing(dataset.to_video(frames[which], device))
+            video = dataset.to_video(frames[which], device)
+            viewing = viewings[run.step % VIEWINGS] = Viewing(video, parts(len(video), rng).to(device))
         learn = begin if viewing.at == 0 else go_on
-        loss, error, *viewing.caches = learn(viewing.next_piece(), *viewing.caches)
+        loss, error, apart, *viewing.caches = learn(viewing.next_piece(), viewing.part, *viewing.caches)
         run.update(loss)
         if run.step % 10 == 0:
             psnrs.append(-10 * (error / 4).log10().item())
+            aparts.append(apart.item())
         if run.step % 500 == 0:
             print(f"vae: step {run.step}, {100 * share:.0f} %, PSNR {sum(psnrs) / len(psnrs):.2f} dB, "
+                  f"a lone picture {sum(aparts) / len(aparts):.2f} of the variance away, "
                   f"{time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
     return run
 
@@ -349,10 +380,7 @@ def dit(args: argparse.Namespace, device: torch.device) -> Run:
     network, text = modules["dit"], modules["text"]
     if args.begin_from:
         text.load_state_dict(packed(args.begin_from, "text"))
-        learned = packed(args.begin_from, "dit")
-        if not same_latents(args):
-            learned = {key: t for key, t in learned.items() if not key.startswith(OF_THE_LATENTS)}
-        network.load_state_dict(network.state_dict() | learned)
+        network.load_state_dict(packed(args.begin_from, "dit"))
     critic = modules["critic"] = Critic(cfg.geometry.latent_channels).to(device)
     run = Run(args.dir / "dit.pt", modules, args.seconds, lr=args.lr or 1e-3)
     if args.compile:
