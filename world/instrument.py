@@ -26,7 +26,6 @@ from world.nn.vae import VideoVAE
 from world.published import published_config
 from world.random_weights import RandomText, grey_scene, random_networks
 from world.rehearsal import rehearsed
-from world.slab import kv_dtype
 from world.stopwatch import Clock, Stopwatch, watching
 from world.waits import compilations, counting
 
@@ -96,9 +95,8 @@ class Instrument:
         """DoesNotFit if the slots do not. Of several ranks one at a time."""
         if self.num_ranks > 1:
             return self.attempt(lambda: self.ranked(self.num_ranks, num_slots, "replicated", lambda stage, share: None))
-        networks, scenes = (self.dit, self.vae, self.text), (grey_scene(self.cfg),)
-        kept = kv_dtype(self.cfg, self.precision, self.device)
-        return self.attempt(lambda: DiffusionWorld(self.cfg, *networks, scenes, num_slots, kv_dtype=kept))
+        scenes = (grey_scene(self.cfg),)
+        return self.attempt(lambda: DiffusionWorld(self.cfg, self.dit, self.vae, self.text, scenes, num_slots))
 
     def without(self, change: str, world: World) -> AbstractContextManager[None]:
         """While inside, the world works as if one of CHANGES had not been made."""
