@@ -205,5 +205,6 @@ def test_networks_of_kernels_are_those_of_operations(monkeypatch: pytest.MonkeyP
     for module in (rows, vae):
         monkeypatch.setattr(module, "fused", lambda x: not x.is_meta)
     for one, other in zip(play(), plain, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-3)  # a GPU's GELU is another approximation too
+        # A GPU's GELU is another approximation too: an H200 was 1.4e-3 away.
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-3 if DEVICE == "cpu" else 3e-3)
         assert not torch.equal(one, other), "the same arithmetic twice"
