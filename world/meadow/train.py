@@ -515,7 +515,7 @@ def smoke(args: argparse.Namespace, device: torch.device) -> None:
     """SystemExit with a sentence where a loss does not fall."""
     small = argparse.Namespace(**{**vars(args), "shards": 1, "shard_clips": 4, "latent_frames": 6, "batch": 2})
     clips(small, device)
-    for kind, stage, seconds, lr in (("vae", vae, 10.0, 4e-3), ("dit", dit, 36.0, 1.5e-2)):  # all of it is warming up
+    for kind, stage, seconds, lr in (("vae", vae, 24.0, 4e-3), ("dit", dit, 36.0, 1.5e-2)):  # all of it is warming up
         share = stage(argparse.Namespace(**{**vars(small), "seconds": seconds, "lr": lr}), device).fell_to()
         print(f"{kind}: its loss came to {share:.2f} of what it was", flush=True)
         if not share < 1:  # NaN included
