@@ -94,7 +94,8 @@ class Instrument:
     def world(self, num_slots: int) -> World:
         """DoesNotFit if the slots do not. Of several ranks one at a time."""
         if self.num_ranks > 1:
-            return self.attempt(lambda: self.ranked(self.num_ranks, num_slots, "replicated", lambda stage, share: None))
+            on_gpus, quiet = self.device.type == "cuda", lambda stage, share: None
+            return self.attempt(lambda: self.ranked(self.num_ranks, num_slots, "replicated", quiet, on_gpus))
         scenes = (grey_scene(self.cfg),)
         return self.attempt(lambda: DiffusionWorld(self.cfg, self.dit, self.vae, self.text, scenes, num_slots))
 
@@ -115,10 +116,12 @@ class Instrument:
             return shapes.denoiser.dit, shapes.vae, None
         return random_networks(self.cfg, self.device, self.dtype, precision=self.precision)
 
-    def ranked(self, num_ranks: int, num_slots: int, layout: WeightLayout, report: Report) -> RankedWorld:
+    def ranked(
+        self, num_ranks: int, num_slots: int, layout: WeightLayout, report: Report, on_gpus: bool = False
+    ) -> RankedWorld:
         """The same on several processes of this machine's CPU, or on a GPU each. To be ended, or forgotten."""
         load = partial(random_part, self.cfg, num_slots, layout, self.precision)
-        return RankedWorld(load, num_ranks, report, on_gpus=self.device.type == "cuda")
+        return RankedWorld(load, num_ranks, report, on_gpus=on_gpus)
 
     def watching(self, world: World) -> AbstractContextManager[None]:
         return watching(_part(world), self.watch)

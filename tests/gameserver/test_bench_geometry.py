@@ -222,6 +222,17 @@ def test_as_many_gpus_as_there_are_measure_together(
         assert (made, peaks) == ([ranks], [6.0])
 
 
+def test_ranks_of_an_ablation_stay_on_the_cpu_where_there_are_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--ranks 2` beside one GPU: the second rank would have none."""
+    asked: list[bool] = []
+    monkeypatch.setattr("world.instrument.RankedWorld", lambda *args, on_gpus: asked.append(on_gpus))
+    made = instrument()
+    made.device, made.num_ranks = torch.device("cuda"), 2
+    made.ranked(2, 1, "replicated", lambda stage, share: None)
+    made.world(1)
+    assert asked == [False, True]
+
+
 @pytest.mark.slow
 def test_two_ranks_are_measured_as_one_world_is() -> None:
     two = Instrument(CFG, Clock(), lambda stage, share: None, torch.device("cpu"), num_ranks=2)
