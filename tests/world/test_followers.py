@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -137,6 +138,23 @@ def test_a_process_whose_gpu_does_not_give_up_ends_with_the_sentence(
     ]
 
 
+@contextlib.contextmanager
+def leading(directory: Path, source: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that leads others, by this source."""
+    (directory / "leader.py").write_text(source)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, directory / "leader.py"], env=environment, text=True, **pipes) as leader:
+        yield leader
+
+
+def told_when_killed(leader: subprocess.Popen[str]) -> list[str]:
+    """By those that it leads, who hold its end of stderr until they have ended."""
+    leader.kill()
+    _, told = leader.communicate(timeout=ENDS_S)
+    return told.splitlines()
+
+
 FOLLOWER = """
 import multiprocessing, sys, threading
 from world.followers import _follow_to_the_end
@@ -151,14 +169,10 @@ if __name__ == "__main__":
 
 
 def test_a_follower_that_waits_for_its_gpu_ends_with_the_leader(tmp_path: Path) -> None:
-    (tmp_path / "leader.py").write_text(FOLLOWER)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, tmp_path / "leader.py"], env=environment, text=True, **pipes) as leader:
+    with leading(tmp_path, FOLLOWER) as leader:
         assert leader.stdout is not None and leader.stdout.readline() == "waiting\n"
-        leader.kill()
-        _, told = leader.communicate(timeout=ENDS_S)  # the follower holds its end of stderr until it has ended
-    assert told.splitlines() == ["manyworlds: rank 0 of 2 is gone, so all of them end"]
+        told = told_when_killed(leader)
+    assert told == ["manyworlds: rank 0 of 2 is gone, so all of them end"]
 
 
 def fails_on(index: int, ranks: Ranks, report: object) -> DiffusionWorld:
@@ -190,16 +204,12 @@ if __name__ == "__main__":
 
 
 def test_when_rank_0_is_killed_the_others_end_with_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "leader.py").write_text(LEADER)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, tmp_path / "leader.py"], env=environment, text=True, **pipes) as leader:
+    with leading(tmp_path, LEADER) as leader:
         assert leader.stdout is not None
         pids = [int(pid) for pid in leader.stdout.readline().split()]
         assert len(pids) == 3
         followers = [os.pidfd_open(pid) for pid in pids]
-        leader.kill()
-        _, told = leader.communicate(timeout=ENDS_S)  # they hold its end of stderr until they have ended
+        told = told_when_killed(leader)
         for follower in followers:
             os.close(follower)
-    assert told.splitlines() == ["manyworlds: rank 0 of 4 is gone, so all of them end"]
+    assert told == ["manyworlds: rank 0 of 4 is gone, so all of them end"]

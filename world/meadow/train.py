@@ -120,7 +120,7 @@ class Viewing:
         return self.video[:, :, self.at - length : self.at]
 
 
-def parts(count: int, rng: np.random.Generator) -> Tensor:
+def drawn_parts(count: int, rng: np.random.Generator) -> Tensor:
     """[count, 2, 3]: the whole of some pictures and a part of others, anywhere inside, on the cells or between them."""
     share = np.where(rng.random(count) < PARTS, 1 / rng.uniform(*ZOOMS, count), 1.0)
     part = np.zeros((count, 2, 3))
@@ -191,7 +191,7 @@ def vae(args: argparse.Namespace, device: torch.device) -> Run:
             frames = list(known.values())[int(rng.integers(len(known)))]
             which = torch.from_numpy(rng.permutation(len(frames))[: args.batch]).to(device)
             video = dataset.to_video(frames[which], device)
-            viewing = viewings[run.step % VIEWINGS] = Viewing(video, parts(len(video), rng).to(device))
+            viewing = viewings[run.step % VIEWINGS] = Viewing(video, drawn_parts(len(video), rng).to(device))
         learn = begin if viewing.at == 0 else go_on
         loss, error, apart, *viewing.caches = learn(viewing.next_piece(), viewing.part, *viewing.caches)
         run.update(loss)
