@@ -20,7 +20,7 @@ from world.config import WorldConfig
 from world.nn.attention import Ring, reads_fp8, ring_door
 from world.nn.dit import Memory, Pair
 from world.nn.fp8 import E4M3
-from world.nn.rows import Keys, fp8_rings
+from world.nn.rows import ALIGNED, Keys, fp8_rings
 from world.nn.vae import VideoVAE
 from world.ranks import ALONE, Ranks
 from world.ulysses import Ulysses
@@ -106,9 +106,8 @@ class Slab:
         def zeros(*shape: int, dtype: torch.dtype = dit_dtype, rows: int = rows) -> Tensor:
             return torch.zeros(rows, *shape, dtype=dtype, device=device)
 
-        self.cfg, self.ranks = cfg, ranks
+        self.cfg, self.ranks, self.kv_dtype = cfg, ranks, kv_dtype or dit_dtype
         token, tokens = (ranks.heads(dit.num_heads), dit.head_dim), self.ring_begins(rows)  # where one more would begin
-        self.kv_dtype = kv_dtype or dit_dtype
 
         def rings() -> Pair:
             if kv_dtype is None:
@@ -139,8 +138,12 @@ class Slab:
         yield from (t for _, t in self.named_tensors())
 
     def ring_begins(self, slots: Slots) -> Slots:
-        """Where in a layer's k and v the rings of slots begin, in tokens: int64 for int64."""
-        return (slots > 0) * (self.cfg.geometry.chunk_tokens + (slots - 1) * self.cfg.window_tokens)
+        """Where in a layer's k and v the rings of slots begin, in tokens: int64 for int64. In FP8 at multiples of
+        ALIGNED, for a tile of values is copied from there on and has a byte a token: up to 15 tokens of a slot are
+        nothing's."""
+        step = ALIGNED if self.kv_dtype.itemsize == 1 else 1
+        chunk, window = (-(-n // step) * step for n in (self.cfg.geometry.chunk_tokens, self.cfg.window_tokens))
+        return (slots > 0) * (chunk + (slots - 1) * window)
 
     def rows(self, slot: int) -> Iterator[tuple[str, Tensor]]:
         """All that is kept here of a slot."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.world.tiny_world import random_world, tiny_config
+from world.nn.attention import ring_sdpa
+from world.nn.fp8 import E4M3
 from world.nn.rows import Keys
 from world.slab import Gathered, Slab, put, ring_frames, unstore
 
@@ -107,8 +111,10 @@ def test_rows_in_fp8_are_rounded_each_number_by_itself(slab, slab8):
     k[1, :, 0] *= 1e4
     for each in (slab, slab8):
         each.view(torch.tensor([3, 1]), torch.tensor([4, 0])).attend(1, k[:0], Keys(k), -k)
-    for plain, coarse in ((slab.k[1], slab8.k[1]), (slab.v[1], slab8.v[1])):
-        made, inside = coarse.float(), plain.clamp(-448, 448)
+    for slot, name in product(range(4), ("k.1", "v.1")):
+        plain, coarse = kept(slab, slot)[name], kept(slab8, slot)[name]
+        assert not coarse[len(plain) :].float().any(), "what is nothing's was written"
+        made, inside = coarse[: len(plain)].float(), plain.clamp(-448, 448)
         assert ((made - inside).abs() <= (inside.abs() / 16).clamp(min=2**-10)).all()
     assert slab8.k[1].float().abs().max() == 448
     assert not slab8.k[0].float().any() and not slab8.v[0].float().any(), "another layer was written"
@@ -169,6 +175,33 @@ def test_rings_lie_end_to_end_the_first_of_them_a_chunk_long(slab):
             own = [kept(slab, slot)[f"{name}.{i}"] for slot in range(4)]
             assert [len(t) for t in own] == [chunk, window, window, window] and len(ring) == chunk + 3 * window
             assert [t.data_ptr() for t in own] == [ring[at].data_ptr() for at in expected]
+
+
+@pytest.mark.parametrize("width, chunk, window", [(48, 2, 5), (48, 1, 3), (112, 1, 4), (64, 2, 6), (80, 3, 8)])
+@pytest.mark.parametrize("slots", [[0], [1, 3, 0, 0], [2]], ids=str)
+def test_in_fp8_all_rings_begin_where_a_gpu_can_copy_tiles_of_values_from(width, chunk, window, slots):
+    """Of any frame's tokens (from 6 to 14 here), what a kernel is told among them; other slabs have no gaps."""
+    cfg = tiny_config(width=width, chunk_frames=chunk, window_frames=window, sink_frames=1)
+    plain, coarse = (Slab(cfg, 3, CPU, torch.float32, torch.float32, kv_dtype=each) for each in (None, E4M3))
+    told = list[int]()
+
+    def attention(q, k_ring, v_ring, begins, room, valid_tokens):
+        told.extend(v_ring.storage_offset() + begins)
+        return ring_sdpa(q, k_ring, v_ring, begins, room, valid_tokens)
+
+    coarse.ring_attention = attention
+    q, k, v = torch.randn(3, len(slots), cfg.geometry.chunk_tokens, cfg.dit.num_heads, cfg.dit.head_dim)
+    coarse.view(torch.tensor(slots), torch.zeros(len(slots), dtype=torch.int64)).attend(0, q, Keys(k), v)
+    assert told == [coarse.ring_begins(slot) for slot in slots] and not any(begin % 16 for begin in told)
+    gaps = []
+    for slot in range(4):
+        own, room = kept(coarse, slot), kept(plain, slot)["v.0"].shape[0]
+        assert own["v.0"].storage_offset() % 16 == 0 and own["v.0"].stride(0) == 1
+        gaps.append(len(own["v.0"]) - room)
+        assert len(own["k.0"]) == len(own["v.0"])
+    assert all(0 <= gap < 16 for gap in gaps), "more than what is rounded up"
+    assert coarse.v[0].shape[0] == sum(gaps) + plain.v[0].shape[0]
+    assert coarse.slot_bytes() == sum(row.nbytes for row in kept(coarse, 3).values()), "what is nothing's counts too"
 
 
 @pytest.mark.parametrize("outputs", [3, 0])

@@ -20,7 +20,7 @@ from world.nn.rows import as_bytes, rounded
 # q [B, L, N, d], k_ring and v_ring [T, N, d], begins int64 [B], room, valid_tokens int32 [B] -> [B, L, N, d]: the ring
 # of row i is k_ring[begins[i] : begins[i] + room], of which the first valid_tokens[i] >= 1 are valid. Nothing else may
 # show, not even as NaN: a padding row's room reaches past its own short ring, into a stranger's or over the end. Where
-# `reads_fp8` says so, rings may be `world.nn.rows.fp8_rings`.
+# `reads_fp8` says so, rings may be `world.nn.rows.fp8_rings`, and begin at multiples of `world.nn.rows.ALIGNED` then.
 Ring = Callable[[Tensor, Tensor, Tensor, Tensor, int, Tensor], Tensor]
 
 

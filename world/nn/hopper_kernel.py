@@ -27,6 +27,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from world.nn.ring_kernel import ring_triton
+from world.nn.rows import ALIGNED
 
 # A program's queries, those of each of its two warpgroups, a tile's keys, tiles under way, a job's pieces at most. On
 # an H200 these reach 718 TFLOP/s with 14B sizes and 719 with 1.3B sizes (in one piece 688 and 565), `ring_triton` 518
@@ -234,10 +235,12 @@ def _attend(
     q_ptr, k_desc, v_desc, out_ptr, begins_ptr, valid_ptr, pieces_ptr, bests_ptr, totals_ptr,
     scale, length, heads, row_stride, token_stride, whole, splits,
     WIDTH: gl.constexpr, QUERIES: gl.constexpr, PART: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr,
-    READER: gl.constexpr, LOADER: gl.constexpr,
+    STEP: gl.constexpr, READER: gl.constexpr, LOADER: gl.constexpr,
 ):  # fmt: skip
     job, row = gl.program_id(0), gl.program_id(1)
     begin = gl.load(begins_ptr + row).to(gl.int32)
+    if k_desc.dtype.primitive_bitwidth == 8:  # looked at with TRITON_DEBUG=1 only; elsewhere an illegal instruction
+        gl.device_assert(begin % STEP == 0, "a ring in FP8 begins at a multiple of 16 tokens: TMA copies from there on")
     valid = gl.load(valid_ptr + row).to(gl.int32)
     tiles = gl.cdiv(valid, KEYS)
     place, slot = job, -1
@@ -369,8 +372,8 @@ def ring_hopper(q: Tensor, k_ring: Tensor, v_ring: Tensor, begins: Tensor, room:
     _attend[(whole + split * splits, rows)](
         q, k_desc, v_desc, out, begins, valid_tokens, pieces, bests, totals,
         math.log2(math.e) / math.sqrt(width), length, heads, q.stride(0), q.stride(1), whole, splits,
-        WIDTH=width, QUERIES=QUERIES, PART=PART, KEYS=KEYS, STAGES=STAGES, READER=READER_REGISTERS,
-        LOADER=LOADER_REGISTERS, num_warps=PART // 16, maxnreg=REGISTERS,
+        WIDTH=width, QUERIES=QUERIES, PART=PART, KEYS=KEYS, STAGES=STAGES, STEP=ALIGNED,
+        READER=READER_REGISTERS, LOADER=LOADER_REGISTERS, num_warps=PART // 16, maxnreg=REGISTERS,
     )  # fmt: skip
     if split:
         _merge[(split, QUERIES // TOGETHER, rows)](

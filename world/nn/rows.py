@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from world.nn.rope import rotate
 
 Pair = tuple[Tensor, Tensor]
-TILE, ALIGNED = 128, 16  # tokens that a GPU fetches at once, and bytes at multiples of which its rows begin
+TILE = 128  # tokens that a GPU fetches at once
+ALIGNED = 16  # bytes: at multiples of them begins each tile that it copies (by TMA), and each row that those are of
 LEAST_SCALE = torch.finfo(torch.float32).tiny  # so that zeros are divided by something
 
 
