@@ -68,11 +68,12 @@ class RingView:
         self.slab, self.begins = slab, slab.ring_begins(slots)
         places = self.begins[:, None] + ring_frames(frames, cfg.sink_frames, cfg.window_frames) * tokens  # [B, f]
         self.at = (places[:, :, None] + torch.arange(tokens, device=device)).flatten()  # [B L]
+        self.run = math.gcd(tokens, slab.step)  # so many of them follow each other from a multiple of it on
         held = (first_frame + cfg.geometry.chunk_frames).clamp(max=cfg.window_frames)
         self.valid_tokens = (held * tokens).int()  # [B], a prefix: the ring fills in order
 
     def attend(self, layer_index: int, q: Tensor, keys: Keys, v: Tensor) -> Tensor:
-        keys.keep(v, self.slab.k[layer_index], self.slab.v[layer_index], self.at)
+        keys.keep(v, self.slab.k[layer_index], self.slab.v[layer_index], self.at, self.run)
         return self.seen(layer_index, q)
 
     def seen(self, layer_index: int, q: Tensor) -> Tensor:
@@ -107,6 +108,8 @@ class Slab:
             return torch.zeros(rows, *shape, dtype=dtype, device=device)
 
         self.cfg, self.ranks, self.kv_dtype = cfg, ranks, kv_dtype or dit_dtype
+        # Rings begin at multiples of so many tokens: in FP8 one is a byte of a row that tiles of values are copied of.
+        self.step = ALIGNED if self.kv_dtype.itemsize == 1 else 1
         token, tokens = (ranks.heads(dit.num_heads), dit.head_dim), self.ring_begins(rows)  # where one more would begin
 
         def rings() -> Pair:
@@ -138,11 +141,10 @@ class Slab:
         yield from (t for _, t in self.named_tensors())
 
     def ring_begins(self, slots: Slots) -> Slots:
-        """Where in a layer's k and v the rings of slots begin, in tokens: int64 for int64. In FP8 at multiples of
-        ALIGNED, for a tile of values is copied from there on and has a byte a token: up to 15 tokens of a slot are
-        nothing's."""
-        step = ALIGNED if self.kv_dtype.itemsize == 1 else 1
-        chunk, window = (-(-n // step) * step for n in (self.cfg.geometry.chunk_tokens, self.cfg.window_tokens))
+        """Where in a layer's k and v the rings of slots begin, in tokens: int64 for int64. Behind some there are tokens
+        that are nothing's, fewer than `step`."""
+        lengths = self.cfg.geometry.chunk_tokens, self.cfg.window_tokens
+        chunk, window = (-(-length // self.step) * self.step for length in lengths)
         return (slots > 0) * (chunk + (slots - 1) * window)
 
     def rows(self, slot: int) -> Iterator[tuple[str, Tensor]]:

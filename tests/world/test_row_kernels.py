@@ -75,22 +75,22 @@ def test_keys_and_values_are_kept_where_they_belong_and_nothing_else_changes(see
     at = torch.randperm(len(rings[0]), generator=torch.Generator().manual_seed(seed))[: b * length].to(DEVICE)
     expected = rings.clone()
     expected[0, at], expected[1, at] = norm_turn(k, weight, 1e-6, turn).flatten(0, 1), v.flatten(0, 1)
-    keep(k, v, weight, 1e-6, turn, *rings, at)
+    keep(k, v, weight, 1e-6, turn, *rings, at, run=1)
     assert torch.equal(rings, expected)
 
 
-@pytest.mark.parametrize("length, heads, half", [(3, 4, 8), (150, 3, 16)])
-def test_keys_and_values_are_kept_in_fp8_where_they_belong_and_nothing_else_changes(length, heads, half):
-    """Keys but for a step where two roundings differ from one, and interpreted for some, where FP8 loses carries: the
-    values here are in FP8 already."""
+@pytest.mark.parametrize("length, heads, half, run", [(3, 4, 8, 1), (150, 3, 16, 1), (76, 3, 16, 8), (16, 4, 8, 16)])
+def test_keys_and_values_are_kept_in_fp8_where_they_belong_and_nothing_else_changes(length, heads, half, run):
+    """By whatever runs. Keys but for a step where two roundings differ from one, and interpreted for some, where FP8
+    loses carries: the values here are in FP8 already."""
     from world.nn.row_kernels import keep, norm_turn
 
     k, v = (4 * normal(n, 2, length, heads * 2 * half, dtype=HALF) for n in (0, 1))
     v = rounded(v, E4M3).to(HALF)
     weight, turn = normal(2, heads * 2 * half), normal(3, 2, 2, length, 1, half).unbind(0)
     rings = fp8_rings(400, heads, 2 * half, E4M3, k.device)
-    at = torch.randperm(400, device=k.device)[: 2 * length]
-    keep(k, v, weight, 1e-6, turn, *rings, at)
+    at = (torch.randperm(400 // run)[: 2 * length // run, None] * run + torch.arange(run)).flatten().to(k.device)
+    keep(k, v, weight, 1e-6, turn, *rings, at, run)
     bits, values = (ring.view(torch.uint8) for ring in rings)
     expected = rounded(norm_turn(k, weight, 1e-6, turn), E4M3).view(torch.uint8).view(-1, heads, 2 * half)
     same = (bits[at].int() - expected.int()).abs() <= 1

@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.world.tiny_world import random_world, tiny_config
+from world.meadow.config import meadow_config
 from world.nn.attention import ring_sdpa
 from world.nn.fp8 import E4M3
 from world.nn.rows import Keys
-from world.slab import Gathered, Slab, put, ring_frames, unstore
+from world.published import published_config
+from world.rehearsal import META
+from world.slab import Gathered, RingView, Slab, put, ring_frames, unstore
 
 CPU = torch.device("cpu")
 
@@ -202,6 +205,28 @@ def test_in_fp8_all_rings_begin_where_a_gpu_can_copy_tiles_of_values_from(width,
     assert all(0 <= gap < 16 for gap in gaps), "more than what is rounded up"
     assert coarse.v[0].shape[0] == sum(gaps) + plain.v[0].shape[0]
     assert coarse.slot_bytes() == sum(row.nbytes for row in kept(coarse, 3).values()), "what is nothing's counts too"
+
+
+@pytest.mark.parametrize(
+    "cfg, run",
+    [
+        (tiny_config(chunk_frames=2, window_frames=5), 2),
+        (tiny_config(width=64, chunk_frames=3, window_frames=7, sink_frames=2), 8),
+        (published_config("lingbot-14b"), 8),
+        (meadow_config(), 16),
+    ],
+    ids=["6", "8", "1560", "112"],
+)
+def test_tokens_are_kept_in_runs_that_a_thread_can_store_at_once(cfg, run):
+    """Wherever the ring has come to, and whosever it is. Only FP8 has use for that, so only there is it promised."""
+    slots = torch.tensor([3, 0, 1, 2])
+    for kv_dtype, promised in ((E4M3, run), (None, 1)):
+        slab = Slab(cfg, 3, META, torch.bfloat16, torch.bfloat16, kv_dtype=kv_dtype)
+        for chunk in range(6):
+            view = RingView(slab, slots, torch.tensor([chunk, 0, 5, 1]) * cfg.geometry.chunk_frames)
+            assert view.run == promised
+            runs = view.at.view(-1, view.run)
+            assert not (runs[:, 0] % view.run).any() and torch.equal(runs, runs[:, :1] + torch.arange(view.run))
 
 
 @pytest.mark.parametrize("outputs", [3, 0])

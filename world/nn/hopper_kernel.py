@@ -343,7 +343,8 @@ def _as_they_lie(k_ring: Tensor, v_ring: Tensor) -> tuple[TensorDescriptor, Tens
 def _in_fours(k_ring: Tensor, v_ring: Tensor) -> tuple[TensorDescriptor, TensorDescriptor]:
     """Rings in FP8. A thread's scores are of columns 2i and 2i + 1 of each eight, but its weights have to be of keys 4i
     to 4i + 3 of each sixteen. So tiles come with key 4i + 2j + k of each sixteen in row 8j + 2i + k, and no weight goes
-    to another thread. A tile begins at any key: the tokens' own dimension overlaps the three before it."""
+    to another thread. A tile of keys begins at any: the tokens' own dimension overlaps the three before it. One of
+    values, in whose rows tokens lie together, begins at a multiple of ALIGNED."""
     tokens, heads, width = k_ring.shape
     row, k_block, v_block = heads * width, [KEYS // 16, 2, 4, 2, width], [width, KEYS]
     k_layout, v_layout = (gl.NVMMASharedLayout.get_default_for(block, gl.float8e4nv) for block in (k_block, v_block))

@@ -64,7 +64,7 @@ def _norm_turn(
     into = at
     x = tl.load(x_ptr + at, mask=there, other=0.0).to(tl.float32)
     if KEEP:
-        into = tl.load(at_ptr + token) * channels + c
+        into = tl.max_contiguous(tl.load(at_ptr + token) * channels + c, 8)  # a thread has eight in a row
         if VALUES:
             tl.store(v_out_ptr + into, tl.load(v_ptr + at, mask=there, other=0.0), mask=there)
     root = tl.rsqrt(tl.sum(x * x, 0) / channels + eps)
@@ -80,15 +80,21 @@ def _norm_turn(
 
 
 @triton.jit
-def _turn_over(x_ptr, at_ptr, out_ptr, tokens, channels, pitch, TOKENS: tl.constexpr, WIDTH: tl.constexpr):
-    """Tokens into places of a ring in which a channel's lie together."""
-    token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
+def _turn_over(
+    x_ptr, at_ptr, out_ptr, tokens, channels, pitch, RUN: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr
+):  # fmt: skip
+    """Tokens into places of a ring in which a channel's lie together: a thread stores a run of them at once, and its
+    neighbours further runs of the same channel."""
+    first = tl.program_id(0).to(tl.int64) * TOKENS
+    token = (first + tl.arange(0, TOKENS))[:, None]
+    run = first + tl.arange(0, TOKENS // RUN) * RUN
     c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    place = tl.load(at_ptr + token, mask=token < tokens, other=0)
-    there = (token < tokens)[:, None] & (c < channels)[None, :]
-    x = tl.load(x_ptr + token[:, None] * channels + c[None, :], mask=there, other=0.0).to(tl.float32)
-    at = out_ptr + c.to(tl.int64)[:, None] * pitch + place[None, :]
-    tl.store(at, tl.trans(x).to(out_ptr.dtype.element_ty), mask=tl.trans(there))
+    inside = c < channels
+    x = tl.load(x_ptr + token * channels + c, mask=(token < tokens) & inside, other=0.0).to(tl.float32)
+    made = x.to(out_ptr.dtype.element_ty).reshape(TOKENS // RUN, RUN, WIDTH).permute(0, 2, 1)
+    place = tl.multiple_of(tl.load(at_ptr + run, mask=run < tokens, other=0), RUN)[:, None, None]
+    at = out_ptr + c.to(tl.int64)[:, None] * pitch + place + tl.arange(0, RUN)
+    tl.store(at, made, mask=inside[:, None] & (run < tokens)[:, None, None])
 
 
 @triton.jit
@@ -209,10 +215,12 @@ def norm_turn(x: Tensor, weight: Tensor, eps: float, turn: Pair | None) -> Tenso
 
 
 def keep(
-    x: Tensor, v: Tensor, weight: Tensor, eps: float, turn: Pair | None, k_ring: Tensor, v_ring: Tensor, at: Tensor
-) -> None:
+    x: Tensor, v: Tensor, weight: Tensor, eps: float, turn: Pair | None, k_ring: Tensor, v_ring: Tensor, at: Tensor,
+    run: int,
+) -> None:  # fmt: skip
     """`norm_turn` of keys [B, L, C] into a ring [T, N, d], and values [B, L, C] as they are into another one, at places
-    int64 [B L]. Both are contiguous, but for values in FP8, of which a channel's are."""
+    int64 [B L], of which each `run` (a power of two) follow each other from a multiple of it on. Both are contiguous,
+    but for values in FP8, of which a channel's are."""
     assert k_ring.is_contiguous() and (v_ring.is_contiguous() or v_ring.stride(0) == 1)
     v = v.contiguous()
     _normed_and_turned(x.contiguous(), weight, eps, turn, k_ring, kept=(v, v_ring, at))
@@ -220,8 +228,9 @@ def keep(
         tokens, channels = at.shape[0], v.shape[2]
         grid = triton.cdiv(tokens, TURNED_TOKENS), triton.cdiv(channels, TURNED_CHANNELS)
         _turn_over[grid](
-            v, at, v_ring, tokens, channels, v_ring.stride(2), TOKENS=TURNED_TOKENS, WIDTH=TURNED_CHANNELS, num_warps=4
-        )
+            v, at, v_ring, tokens, channels, v_ring.stride(2),
+            RUN=run, TOKENS=TURNED_TOKENS, WIDTH=TURNED_CHANNELS, num_warps=4,
+        )  # fmt: skip
 
 
 def _normed_and_turned(

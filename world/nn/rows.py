@@ -99,10 +99,11 @@ class Keys:
     def made(self) -> Tensor:
         return self.x if self.norm is None else norm_turn(self.x.flatten(2), *self.norm, self.x.shape[2], self.turn)
 
-    def keep(self, v: Tensor, k_ring: Tensor, v_ring: Tensor, at: Tensor) -> None:
-        """Write them and values [B, L, N, d] into rings [T, N, d], which may be `fp8_rings`, at places int64 [B L]."""
+    def keep(self, v: Tensor, k_ring: Tensor, v_ring: Tensor, at: Tensor, run: int = 1) -> None:
+        """Write them and values [B, L, N, d] into rings [T, N, d], which may be `fp8_rings`, at places int64 [B L], of
+        which each `run` (a power of two) follow each other from a multiple of it on."""
         if self.norm is not None and fused(self.x):
-            return _kernels().keep(self.x.flatten(2), v.flatten(2), *self.norm, self.turn, k_ring, v_ring, at)
+            return _kernels().keep(self.x.flatten(2), v.flatten(2), *self.norm, self.turn, k_ring, v_ring, at, run)
         for ring, x in ((k_ring, self.made()), (v_ring, v)):
             x = rounded(x, ring.dtype).flatten(0, 1)
             as_bytes(ring).index_copy_(0, at, as_bytes(x))
