@@ -13,11 +13,11 @@ from world.chunk import Picture, Precision, Report, Row, WeightLayout
 from world.config import WorldConfig
 from world.loader import serving_device, serving_dtype
 from world.model import DiffusionWorld
-from world.nn.rows import Keys
+from world.nn.rows import Keys, rounded
 from world.random_weights import grey_scene, random_networks
 from world.ranks import Ranks
 from world.sharding import lay_out
-from world.slab import RingView
+from world.slab import RingView, kv_dtype
 
 Wrap = Callable[..., Any]
 
@@ -77,10 +77,11 @@ class SlicedRing(RingView):
                 self.writes.append((i, slice(frame * tokens, (frame + 1) * tokens), slice(place, place + tokens)))
 
     def attend(self, layer_index: int, q: Tensor, keys: Keys, v: Tensor) -> Tensor:
-        k = keys.made()
+        k_ring, v_ring = self.slab.k[layer_index], self.slab.v[layer_index]
+        k, v = (rounded(t, k_ring.dtype) for t in (keys.made(), v))
         for i, own, place in self.writes:
-            self.slab.k[layer_index][place].copy_(k[i, own])
-            self.slab.v[layer_index][place].copy_(v[i, own])
+            k_ring[place].copy_(k[i, own])
+            v_ring[place].copy_(v[i, own])
         return self.seen(layer_index, q)
 
 
@@ -110,5 +111,5 @@ def random_part(
     device = serving_device(ranks)
     dit, vae, text = random_networks(cfg, device, serving_dtype(device, precision), precision=precision)
     lay_out(dit, layout, ranks)
-    own_text = text if ranks.index == 0 else None
-    return DiffusionWorld(cfg, dit, vae, own_text, (grey_scene(cfg),), num_slots, ranks=ranks)
+    own_text, kept = text if ranks.index == 0 else None, kv_dtype(cfg, precision, device)
+    return DiffusionWorld(cfg, dit, vae, own_text, (grey_scene(cfg),), num_slots, ranks=ranks, kv_dtype=kept)

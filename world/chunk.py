@@ -23,9 +23,9 @@ WeightLayout = Literal["replicated", "sharded", "gathered"]
 WEIGHT_LAYOUTS: tuple[WeightLayout, ...] = ("replicated", "sharded", "gathered")
 
 # In what the large linears of a model's blocks are kept and multiplied. native: in what its device serves all in.
-# fp8: in 8 bits, the rest in bfloat16.
-Precision = Literal["native", "fp8"]
-PRECISIONS: tuple[Precision, ...] = ("native", "fp8")
+# fp8: in 8 bits, the rest in bfloat16. fp8-kv: and in 8 bits too the keys and values that streams keep.
+Precision = Literal["native", "fp8", "fp8-kv"]
+PRECISIONS: tuple[Precision, ...] = ("native", "fp8", "fp8-kv")
 
 Report = Callable[[str, float], None]  # (what is being done, share done in 0..1)
 

@@ -26,6 +26,7 @@ from world.nn.vae import VideoVAE
 from world.published import published_config
 from world.random_weights import RandomText, grey_scene, random_networks
 from world.rehearsal import rehearsed
+from world.slab import kv_dtype
 from world.stopwatch import Clock, Stopwatch, watching
 from world.waits import compilations, counting
 
@@ -96,8 +97,9 @@ class Instrument:
         if self.num_ranks > 1:
             on_gpus, quiet = self.device.type == "cuda", lambda stage, share: None
             return self.attempt(lambda: self.ranked(self.num_ranks, num_slots, "replicated", quiet, on_gpus))
-        scenes = (grey_scene(self.cfg),)
-        return self.attempt(lambda: DiffusionWorld(self.cfg, self.dit, self.vae, self.text, scenes, num_slots))
+        networks, scenes = (self.dit, self.vae, self.text), (grey_scene(self.cfg),)
+        kept = kv_dtype(self.cfg, self.precision, self.device)
+        return self.attempt(lambda: DiffusionWorld(self.cfg, *networks, scenes, num_slots, kv_dtype=kept))
 
     def without(self, change: str, world: World) -> AbstractContextManager[None]:
         """While inside, the world works as if one of CHANGES had not been made."""

@@ -27,6 +27,7 @@ from world.pattern import PatternWorld
 from world.published import PUBLISHED, UMT5_XXL, published_config
 from world.ranks import ALONE, Ranks
 from world.sharding import lay_out
+from world.slab import kv_dtype
 from world.text import load_umt5, umt5_network, umt5_sizes
 from world.weights import Stored, load_into, load_pickle, load_tensors_into, read_shapes
 
@@ -42,7 +43,7 @@ def serving_device(ranks: Ranks = ALONE) -> torch.device:
 def serving_dtype(device: torch.device, precision: Precision = "native") -> torch.dtype:
     """bfloat16 where the hardware multiplies it, float32 elsewhere: emulated, bfloat16 is 17 times slower. What stands
     between linears in FP8 is bfloat16 everywhere."""
-    native = precision == "fp8" or device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    native = precision != "native" or device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if native else torch.float32
 
 
@@ -111,7 +112,7 @@ def plan_world(
     `dtype_name`: another than this machine would serve in."""
     device = _planned_device(num_ranks, on_gpus)
     dtype = serving_dtype(device, precision) if dtype_name is None else DTYPES[dtype_name]
-    if precision == "fp8" and dtype != torch.bfloat16:
+    if precision != "native" and dtype != torch.bfloat16:
         raise WorldError(f"what stands between linears in FP8 is bfloat16, not {dtype_name}")
     text: nn.Module
     if path == "pattern":
@@ -171,4 +172,5 @@ def load_published(
     size = cfg.geometry.width, cfg.geometry.height
     scenes = [draw_scene(start, *size) for start in START_SCENES[:PUBLISHED_SCENES]]
     lay_out(dit, layout, ranks)
-    return DiffusionWorld(cfg, dit, vae, text, scenes, num_slots, ranks=ranks)
+    kept = kv_dtype(cfg, precision, device)
+    return DiffusionWorld(cfg, dit, vae, text, scenes, num_slots, ranks=ranks, kv_dtype=kept)

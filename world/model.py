@@ -78,14 +78,17 @@ class DiffusionWorld:
         num_slots: int,
         draw_start: DrawStart | None = None,
         ranks: Ranks = ALONE,
+        kv_dtype: torch.dtype | None = None,
     ):
+        """`kv_dtype`: as of a `Slab`. WorldError if it does not go with the DiT's linears."""
         self.draw_start = draw_start
         self.cfg, self.vae, self.text_encoder, self._scenes = cfg, vae, text, tuple(scenes)
         self.device = dit.head.modulation.device
         self.ranks = ranks
         if self.device.type == "cuda":
             vae.lay_out()
-        self.slab = Slab(cfg, num_slots, self.device, dit.dtype, vae.dtype, ranks)
+        self.slab = Slab(cfg, num_slots, self.device, dit.dtype, vae.dtype, ranks, kv_dtype)
+        precision_of(dit, self.slab.kv_dtype)
         self.denoiser = Denoiser(cfg, dit, self.slab)
         most = min(num_slots, cfg.max_rows)
         self.graphs = graphs_for(self.device, most, ranks.share(cfg.geometry.chunk_tokens))
@@ -129,7 +132,7 @@ class DiffusionWorld:
     def dtype(self) -> str:
         """The arithmetic of linears and attention, for a person to read."""
         dit = self.denoiser.dit
-        return spelled(str(dit.dtype).removeprefix("torch."), precision_of(dit))
+        return spelled(str(dit.dtype).removeprefix("torch."), precision_of(dit, self.slab.kv_dtype))
 
     def identify(self, report: Report) -> Identity:
         if self._weights is None:

@@ -25,6 +25,7 @@ from world.nn.dit import CausalDiT, served_dtypes
 from world.nn.fp8 import to_fp8
 from world.nn.vae import VideoVAE
 from world.ranks import ALONE, Ranks
+from world.slab import kv_dtype
 
 META = torch.device("meta")
 COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd  # operations that are made of others everywhere
@@ -60,14 +61,15 @@ def rehearsed(
     with META:
         dit, vae = CausalDiT(cfg.dit), VideoVAE(cfg.vae)
     cast(dit, served_dtypes(dtype))
-    if precision == "fp8":
+    if precision != "native":
         to_fp8(dit, device)
     cast(vae, lambda key: dtype)
     for module in (dit, vae):
         module.eval().requires_grad_(False)
     black = np.zeros((cfg.geometry.height, cfg.geometry.width, 3), np.uint8)
     scene = Scene("black", "", "", black, np.ones(4, np.float32))
-    return DiffusionWorld(cfg, dit, vae, LongestPrompt(cfg, text_dtype), (scene,), num_slots, ranks=ranks)
+    kept, text = kv_dtype(cfg, precision, device), LongestPrompt(cfg, text_dtype)
+    return DiffusionWorld(cfg, dit, vae, text, (scene,), num_slots, ranks=ranks, kv_dtype=kept)
 
 
 def cast(module: nn.Module, dtype_of: Callable[[str], torch.dtype]) -> None:

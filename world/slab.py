@@ -3,6 +3,7 @@
 The KV rings of a layer lie end to end, [tokens, N, d]: all are a window long but that of slot 0, a chunk, since padding
 rows play nothing but chunk 0. A ring holds the stream's first frames (the sink) and then the most recent ones: keys are
 rotated before they are stored and attention does not care about order, so evicting is overwriting, nothing ever moves.
+Kept in FP8, keys and values have no scales: an e4m3 has 3 bits behind its first from 2^-6 to 448, whatever its size.
 """
 
 from __future__ import annotations
@@ -14,18 +15,20 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from world.chunk import Stored
+from world.chunk import Precision, Stored, WorldError
 from world.config import WorldConfig
-from world.nn.attention import Ring, ring_door
+from world.nn.attention import Ring, reads_fp8, ring_door
 from world.nn.dit import Memory, Pair
-from world.nn.rows import Keys
+from world.nn.fp8 import E4M3
+from world.nn.rows import ALIGNED, Keys, fp8_rings
 from world.nn.vae import VideoVAE
 from world.ranks import ALONE, Ranks
 from world.ulysses import Ulysses
 
 RINGS = ("k.", "v.")  # names of what has tokens of all slots end to end, where others have a row a slot
 APART = (*RINGS, "camera.")  # names of what each of several ranks has another part of
-DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # as safetensors names them
+# As safetensors names them.
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", E4M3: "F8_E4M3"}
 Slots = TypeVar("Slots", int, Tensor)
 
 
@@ -43,6 +46,18 @@ def decoder_cache_shapes(cfg: WorldConfig) -> list[torch.Size]:
         return [cache.shape for cache in VideoVAE(cfg.vae).decode(z, None, first=True)[1]]
 
 
+def kv_dtype(cfg: WorldConfig, precision: Precision, device: torch.device) -> torch.dtype | None:
+    """In what keys and values are kept: None for the DiT's own. WorldError if the device cannot attend to them so."""
+    if precision != "fp8-kv":
+        return None
+    if not reads_fp8(device, cfg.dit.head_dim):
+        raise WorldError(
+            f"keys of {cfg.dit.head_dim} numbers a head cannot be kept in FP8 here: of GPUs those of "
+            "compute capability 9.0 take 64 or 128"
+        )
+    return E4M3
+
+
 class RingView:
     """The rings of one forward's rows, as the DiT's memory."""
 
@@ -53,11 +68,12 @@ class RingView:
         self.slab, self.begins = slab, slab.ring_begins(slots)
         places = self.begins[:, None] + ring_frames(frames, cfg.sink_frames, cfg.window_frames) * tokens  # [B, f]
         self.at = (places[:, :, None] + torch.arange(tokens, device=device)).flatten()  # [B L]
+        self.run = math.gcd(tokens, slab.step)  # so many of them follow each other from a multiple of it on
         held = (first_frame + cfg.geometry.chunk_frames).clamp(max=cfg.window_frames)
         self.valid_tokens = (held * tokens).int()  # [B], a prefix: the ring fills in order
 
     def attend(self, layer_index: int, q: Tensor, keys: Keys, v: Tensor) -> Tensor:
-        keys.keep(v, self.slab.k[layer_index], self.slab.v[layer_index], self.at)
+        keys.keep(v, self.slab.k[layer_index], self.slab.v[layer_index], self.at, self.run)
         return self.seen(layer_index, q)
 
     def seen(self, layer_index: int, q: Tensor) -> Tensor:
@@ -81,7 +97,9 @@ class Slab:
         dit_dtype: torch.dtype,
         vae_dtype: torch.dtype,
         ranks: Ranks = ALONE,
+        kv_dtype: torch.dtype | None = None,
     ):
+        """`kv_dtype`: FP8, if keys and values are to be kept in it and not in the DiT's."""
         geometry, dit = cfg.geometry, cfg.dit
         rows, heads = num_slots + 1, (dit.num_heads, dit.head_dim)
         size = (geometry.chunk_frames, geometry.latent_height, geometry.latent_width)
@@ -89,10 +107,18 @@ class Slab:
         def zeros(*shape: int, dtype: torch.dtype = dit_dtype, rows: int = rows) -> Tensor:
             return torch.zeros(rows, *shape, dtype=dtype, device=device)
 
-        self.cfg, self.ranks = cfg, ranks
+        self.cfg, self.ranks, self.kv_dtype = cfg, ranks, kv_dtype or dit_dtype
+        # Rings begin at multiples of so many tokens: in FP8 one is a byte of a row that tiles of values are copied of.
+        self.step = ALIGNED if self.kv_dtype.itemsize == 1 else 1
         token, tokens = (ranks.heads(dit.num_heads), dit.head_dim), self.ring_begins(rows)  # where one more would begin
-        self.k = [zeros(*token, rows=tokens) for _ in range(dit.num_layers)]
-        self.v = [zeros(*token, rows=tokens) for _ in range(dit.num_layers)]
+
+        def rings() -> Pair:
+            if kv_dtype is None:
+                return zeros(*token, rows=tokens), zeros(*token, rows=tokens)
+            return fp8_rings(tokens, *token, kv_dtype, device)
+
+        pairs = [rings() for _ in range(dit.num_layers)]
+        self.k, self.v = [k for k, _ in pairs], [v for _, v in pairs]
         self.text: list[Pair] = [(zeros(dit.text_len, *heads), zeros(dit.text_len, *heads)) for _ in self.k]
         chunk = ranks.share(geometry.chunk_tokens), dit.dim
         self.camera: list[Pair] = [(zeros(*chunk), zeros(*chunk)) for _ in self.k]
@@ -115,8 +141,11 @@ class Slab:
         yield from (t for _, t in self.named_tensors())
 
     def ring_begins(self, slots: Slots) -> Slots:
-        """Where in a layer's k and v the rings of slots begin, in tokens: int64 for int64."""
-        return (slots > 0) * (self.cfg.geometry.chunk_tokens + (slots - 1) * self.cfg.window_tokens)
+        """Where in a layer's k and v the rings of slots begin, in tokens: int64 for int64. Behind some there are tokens
+        that are nothing's, fewer than `step`."""
+        lengths = self.cfg.geometry.chunk_tokens, self.cfg.window_tokens
+        chunk, window = (-(-length // self.step) * self.step for length in lengths)
+        return (slots > 0) * (chunk + (slots - 1) * window)
 
     def rows(self, slot: int) -> Iterator[tuple[str, Tensor]]:
         """All that is kept here of a slot."""

@@ -25,7 +25,7 @@ SUFFIX = ".safetensors"
 DRAFT = ".tmp"  # of a file that is being written
 DIGEST_BYTES = 32
 MAX_HEADER_BYTES = 16 * 1024 * 1024
-ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "F16": 2, "BF16": 2, "U8": 1}
+ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "U8": 1}
 WORLD, PART, DIGEST = "world.", "part.", "digest"  # names of tensors begin so, or are it
 
 

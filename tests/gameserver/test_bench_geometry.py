@@ -252,9 +252,10 @@ def test_it_needs_nothing_of_the_server() -> None:
 
 
 def test_a_model_is_measured_in_fp8_where_that_is_asked() -> None:
-    plain, coarse = (
+    plain, coarse, kept = (
         Instrument(CFG, Clock(), lambda stage, share: None, torch.device("cpu"), precision) for precision in PRECISIONS
     )
     assert coarse.about["dtype"] == coarse.world(1).dtype == "bfloat16+fp8"
-    assert coarse.about["weights_bytes"] < plain.about["weights_bytes"]  # type: ignore[operator]
+    assert kept.about["dtype"] == kept.world(1).dtype == "bfloat16+fp8-kv"
+    assert kept.about["weights_bytes"] == coarse.about["weights_bytes"] < plain.about["weights_bytes"]  # type: ignore[operator]
     assert arguments("--precision", "fp8").precision == "fp8" and arguments().precision == "native"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tests.world.kernels import needs_triton
 from world.nn.attention import attend, ring_door, ring_sdpa
+from world.nn.rows import rounded
 
 
 def one_row(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -71,6 +72,19 @@ def test_a_row_has_the_bits_it_has_alone_and_those_of_masked_attention_over_its_
         heads_first = (t.transpose(0, 1)[None] for t in (q[i], k[ring], v[ring]))
         whole = F.scaled_dot_product_attention(*heads_first, attn_mask=(torch.arange(room) < n).expand(1, 1, 1, -1))
         assert torch.equal(together[i], whole[0].transpose(0, 1))
+
+
+def test_rings_in_fp8_are_what_they_stand_for_and_queries_are_rounded_as_keys_were():
+    q, k, v, begins, room, valid = case(9)
+    q[0, 0] *= 1e4
+    q, k, v = (rounded(t, torch.float8_e4m3fn) for t in (q, k, v))
+    spoilt_k, spoilt_v = (t.clone() for t in (k, v))
+    for row, (at, n) in enumerate(zip(begins.tolist(), valid.tolist(), strict=True)):
+        for t in (spoilt_k, spoilt_v):
+            t[at + n : at + room] = float("nan")
+        got = ring_sdpa(q.float() * 1.001, spoilt_k, spoilt_v, begins, room, valid)
+        expected = one_row(q[row].float(), k[at : at + n].float(), v[at : at + n].float())
+        torch.testing.assert_close(got[row].double(), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("beyond", [20, 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.tiny_checkpoints import Tiny, write
+from tests.world.kernels import needs_triton
 from tests.world.tiny_world import Life, Player, alone, random_world, same_bits, tick, tiny_config
-from world.chunk import PRECISIONS, WorldError, precision_in, spelled
+from world.chunk import PRECISIONS, Precision, WorldError, precision_in, spelled
 from world.loader import load_world
 from world.model import DiffusionWorld
 from world.nn import dit, fp8
@@ -29,7 +31,9 @@ from world.nn.fp8 import (
     when_placed,
 )
 from world.nn.rows import Quantised, quantise
+from world.published import published_config
 from world.random_weights import random_networks
+from world.slab import kv_dtype
 
 CPU = torch.device("cpu")
 CFG = tiny_config(width=64, height=64)
@@ -52,10 +56,8 @@ def some(*shape: int, seed: int = 1) -> Tensor:
     return torch.empty(*shape, dtype=torch.bfloat16).normal_(generator=torch.Generator().manual_seed(seed))
 
 
-def fp8_world() -> DiffusionWorld:
-    world = random_world(CFG, torch.bfloat16)
-    to_fp8(world.denoiser.dit, CPU)
-    return world
+def fp8_world(precision: Precision = "fp8") -> DiffusionWorld:
+    return random_world(CFG, torch.bfloat16, precision=precision)
 
 
 @settings(max_examples=60, deadline=None)
@@ -143,7 +145,7 @@ def test_what_runs_in_every_forward_and_is_large_is_replaced_and_nothing_else() 
     kept = {name.split(".", 2)[2] for name, m in dit.named_modules() if isinstance(m, nn.Linear) and "blocks" in name}
     assert kept == {"cross_attn.k", "cross_attn.v", "cam_injector_layer1", "cam_injector_layer2", "cam_scale_layer",
                     "cam_shift_layer"}  # fmt: skip
-    assert dit.dtype == torch.bfloat16 and precision_of(dit) == "fp8"
+    assert dit.dtype == torch.bfloat16 and precision_of(dit, torch.bfloat16) == "fp8"
 
 
 def test_widths_that_a_gpu_does_not_take_are_refused() -> None:
@@ -184,18 +186,43 @@ def test_a_world_goes_on_in_bfloat16_and_says_what_it_multiplies() -> None:
 
 def test_a_checkpoint_is_kept_in_fp8_as_it_is_read(tmp_path: Path) -> None:
     path = str(write(tmp_path, Tiny("v1")))
-    plain, coarse = (load_world(path, 1, quiet, precision=precision) for precision in PRECISIONS)
+    plain, coarse, kept = (load_world(path, 1, quiet, precision=precision) for precision in PRECISIONS)
     to_fp8(plain.denoiser.dit.to(torch.bfloat16), CPU)
     expected = plain.denoiser.dit.state_dict()
-    assert coarse.dtype == "bfloat16+fp8"
-    for name, t in coarse.denoiser.dit.state_dict().items():
-        assert torch.equal(t.float(), expected[name].float()) or t.dtype == torch.float32, name
+    assert coarse.dtype == "bfloat16+fp8" and kept.dtype == "bfloat16+fp8-kv"
+    assert coarse.slab.kv_dtype == torch.bfloat16 and kept.slab.kv_dtype == E4M3
+    for world in (coarse, kept):
+        for name, t in world.denoiser.dit.state_dict().items():
+            assert torch.equal(t.float(), expected[name].float()) or t.dtype == torch.float32, name
 
 
 def test_what_is_spelled_can_be_read() -> None:
-    assert [spelled("bfloat16", precision) for precision in PRECISIONS] == ["bfloat16", "bfloat16+fp8"]
-    for dtype, precision in [("float32", "native"), ("bfloat16+fp8", "fp8"), ("", "native"), ("fp8", "native")]:
-        assert precision_in(dtype) == precision
+    names = ["bfloat16", "bfloat16+fp8", "bfloat16+fp8-kv"]
+    assert [spelled("bfloat16", precision) for precision in PRECISIONS] == names
+    assert tuple(map(precision_in, names)) == PRECISIONS
+    assert [precision_in(dtype) for dtype in ("float32", "", "fp8")] == ["native"] * 3
+
+
+@needs_triton
+def test_keys_and_values_are_kept_in_fp8_where_that_is_served_and_no_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    large = published_config("lingbot-14b")
+    wide = replace(large, dit=replace(large.dit, num_heads=large.dit.num_heads * 4 // 3))
+    assert kv_dtype(CFG, "native", gpu) is kv_dtype(CFG, "fp8", gpu) is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # a plan for one that is not here
+    assert kv_dtype(CFG, "fp8-kv", CPU) == kv_dtype(large, "fp8-kv", gpu) == E4M3
+    for cfg, width in ((CFG, 16), (wide, 96)):
+        with pytest.raises(WorldError, match=f"{width} numbers a head cannot be kept in FP8"):
+            kv_dtype(cfg, "fp8-kv", gpu)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    with pytest.raises(WorldError, match=r"of GPUs those of compute capability 9\.0"):
+        kv_dtype(large, "fp8-kv", gpu)
+    plain = random_world(CFG, torch.bfloat16)
+    assert plain.text_encoder is not None
+    networks = plain.denoiser.dit, plain.vae, plain.text_encoder
+    with pytest.raises(WorldError, match="beside linears in FP8 only"):
+        DiffusionWorld(CFG, *networks, plain.scenes, 1, kv_dtype=E4M3)
 
 
 def test_test_pictures_have_no_precision() -> None:
@@ -222,8 +249,10 @@ def test_what_several_multiply_is_rounded_once_and_each_makes_the_same_of_it(mon
     assert times[0] == CFG.dit.num_layers * (len(LINEARS) - 2)
 
 
-def test_a_player_sees_the_same_bits_alone_and_in_company() -> None:
-    world = fp8_world()
+@pytest.mark.parametrize("precision", PRECISIONS[1:])
+def test_a_player_sees_the_same_bits_alone_and_in_company(precision: Precision) -> None:
+    world = fp8_world(precision)
+    assert precision_in(world.dtype) == precision
     lives = [Life(who, 1, 3) for who in range(3)]
     players = [Player(life, slot) for slot, life in enumerate(lives, 1)]
     for player in players:

@@ -42,21 +42,30 @@ def test_weights_and_slab_of_the_built_in_world_are_predicted_to_the_byte(dtype)
     assert predicted.start_bytes == num_bytes([world.prepare_image(world.scenes[0].image)])
 
 
-def test_weights_in_fp8_are_predicted_to_the_byte_and_the_slab_is_as_before():
-    plain, coarse = (plan_world("meadow", 2, dtype_name="bfloat16", precision=each) for each in PRECISIONS)
+def test_weights_in_fp8_are_predicted_to_the_byte_and_the_slab_is_as_before_unless_it_is_too():
+    plain, coarse, kept = (plan_world("meadow", 2, dtype_name="bfloat16", precision=each) for each in PRECISIONS)
     world = load_meadow(2, CPU, torch.bfloat16, lambda stage, share: None, precision="fp8")
     assert coarse.weights == allocated(world) and coarse.slot == plain.slot and coarse.dtype == world.dtype
     assert 0.5 < coarse.weights["DiT"] / plain.weights["DiT"] < 0.75
     with pytest.raises(WorldError, match="not float32"):
         plan_world("meadow", 2, dtype_name="float32", precision="fp8")
+    world = load_meadow(2, CPU, torch.bfloat16, lambda stage, share: None, precision="fp8-kv")
+    assert kept.weights == coarse.weights and kept.dtype == world.dtype
+    assert kept.slab_bytes(2) == num_bytes(list(world.slab.tensors()))
+    assert kept.slot["keys and values"] * 2 == plain.slot["keys and values"]
+    with pytest.raises(WorldError, match="not float32"):
+        plan_world("meadow", 2, dtype_name="float32", precision="fp8-kv")
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "dtype, precision", [*((dtype, "native") for dtype in DTYPES), (torch.bfloat16, "fp8-kv")], ids=str
+)
 @pytest.mark.parametrize("conditioning", ["warp", "first_frame"])
-def test_weights_and_slab_of_a_tiny_world_are_predicted_to_the_byte(conditioning, dtype):
+def test_weights_and_slab_of_a_tiny_world_are_predicted_to_the_byte(conditioning, dtype, precision):
+    """Frames have 6 tokens: in FP8 there are some that are nothing's behind every ring."""
     cfg = tiny_config(conditioning, chunk_frames=2, window_frames=5)
-    world = random_world(cfg, dtype, num_slots=4)
-    predicted = plan(cfg, dtype, world.text_encoder.network, torch.float32, 4, CPU)
+    world = random_world(cfg, dtype, num_slots=4, precision=precision)
+    predicted = plan(cfg, dtype, world.text_encoder.network, torch.float32, 4, CPU, precision=precision)
     assert predicted.weights == allocated(world)
     assert predicted.slab_bytes(4) == num_bytes(list(world.slab.tensors()))
 

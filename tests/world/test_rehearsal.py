@@ -15,7 +15,7 @@ from world.chunk import PRECISIONS, Precision, usual_start
 from world.model import exercise
 from world.nn import rows
 from world.nn.attention import ring_door
-from world.nn.fp8 import to_fp8
+from world.nn.rows import fp8_rings
 from world.rehearsal import META, Peak, Work, cast, num_bytes, rehearsed, rehearsed_work, taken_for
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -23,12 +23,16 @@ CONFIGS = {
     "warp": tiny_config(width=64, height=64),
     "first_frame": tiny_config(conditioning="first_frame", chunk_frames=2, window_frames=5, width=64, height=64),
 }
+ONE_HEAD = "one head"  # of as many numbers as a GPU's attention over FP8 takes
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @cache
 def work_of(name: str, dtype: torch.dtype, precision: Precision = "native", device: torch.device = CPU) -> Work:
-    return rehearsed_work(CONFIGS[name], dtype, device, precision)
+    cfg = CONFIGS["warp" if name == ONE_HEAD else name]
+    if name == ONE_HEAD:
+        cfg = replace(cfg, dit=replace(cfg.dit, dim=64, num_heads=1))
+    return rehearsed_work(cfg, dtype, device, precision)
 
 
 @pytest.mark.parametrize("inference", [True, False])
@@ -60,15 +64,13 @@ def test_what_leaves_the_device_is_there_and_attention_makes_its_output_only():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "precision"), [(torch.float32, "native"), (torch.bfloat16, "native"), (torch.bfloat16, "fp8")], ids=str
+    ("dtype", "precision"), [(torch.float32, "native"), (torch.bfloat16, "native"), (torch.bfloat16, "fp8-kv")], ids=str
 )
 @pytest.mark.parametrize("name", CONFIGS)
 def test_service_allocates_what_was_rehearsed(name, dtype, precision):
     """Real tensors counted the same way: no more a row, but for pictures, which leave a device; and not much less."""
     cfg = CONFIGS[name]
-    world = random_world(cfg, dtype, num_slots=3)
-    if precision == "fp8":
-        to_fp8(world.denoiser.dit, CPU)
+    world = random_world(cfg, dtype, num_slots=3, precision=precision)
     for slot in (1, 2, 3):
         life = Life(slot, cfg.geometry.chunk_frames, 1)
         world.open(slot, life.start(world))
@@ -134,10 +136,14 @@ def test_for_a_gpu_our_kernels_outputs_count_and_nothing_between():
 @needs_triton
 @pytest.mark.skipif(torch.cuda.is_available(), reason="its attention is that of the GPU which is there")
 @pytest.mark.parametrize("heads, pieces", [(40, 28 * 4), (12, 60 * 2)])
-def test_attention_on_a_hopper_gpu_counts_what_its_split_jobs_leave(heads, pieces):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_attention_on_a_hopper_gpu_counts_what_its_split_jobs_leave(heads, pieces, dtype):
     """37 or 49 tiles of queries a head, for 132 multiprocessors."""
     length = 4680 if heads == 40 else 6240
-    q, k, v = (torch.empty(*n, heads, 128, dtype=torch.bfloat16, device=META) for n in ((2, length), (9000,), (9000,)))
+    q = torch.empty(2, length, heads, 128, dtype=torch.bfloat16, device=META)
+    k, v = torch.empty(2, 9000, heads, 128, dtype=dtype, device=META)
+    if dtype.itemsize == 1:
+        k, v = fp8_rings(9000, heads, 128, dtype, META)
     begins, valid = torch.empty(2, dtype=torch.int64, device=META), torch.empty(2, dtype=torch.int32, device=META)
     with torch.inference_mode(), taken_for(GPU), Peak() as peak:
         made = ring_door(GPU, torch.bfloat16)(q, k, v, begins, 28080, valid)
@@ -147,7 +153,8 @@ def test_attention_on_a_hopper_gpu_counts_what_its_split_jobs_leave(heads, piece
 @needs_triton
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_gpu_works_in_less(precision):
-    on_cpu, on_gpu = (work_of("warp", torch.bfloat16, precision, device) for device in (CPU, GPU))
+    name = ONE_HEAD if precision == "fp8-kv" else "warp"
+    on_cpu, on_gpu = (work_of(name, torch.bfloat16, precision, device) for device in (CPU, GPU))
     assert on_gpu.forward < on_cpu.forward and on_gpu.decode < on_cpu.decode and on_gpu.picture <= on_cpu.picture
     assert on_gpu.start == on_cpu.start
 

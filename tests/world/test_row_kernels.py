@@ -11,9 +11,10 @@ from torch import Tensor
 from tests.world.kernels import DEVICE, HALF, needs_triton
 from tests.world.tiny_world import Life, Player, random_world, tick, tiny_config
 from world.nn import rows, vae
-from world.nn.rows import ScaleShift, Sum
+from world.nn.rows import ScaleShift, Sum, fp8_rings, rounded
 
 pytestmark = needs_triton
+E4M3 = torch.float8_e4m3fn
 CLOSE = {"rtol": 0, "atol": 3e-5}
 
 
@@ -74,8 +75,30 @@ def test_keys_and_values_are_kept_where_they_belong_and_nothing_else_changes(see
     at = torch.randperm(len(rings[0]), generator=torch.Generator().manual_seed(seed))[: b * length].to(DEVICE)
     expected = rings.clone()
     expected[0, at], expected[1, at] = norm_turn(k, weight, 1e-6, turn).flatten(0, 1), v.flatten(0, 1)
-    keep(k, v, weight, 1e-6, turn, *rings, at)
+    keep(k, v, weight, 1e-6, turn, *rings, at, run=1)
     assert torch.equal(rings, expected)
+
+
+@pytest.mark.parametrize("length, heads, half, run", [(3, 4, 8, 1), (150, 3, 16, 1), (76, 3, 16, 8), (16, 4, 8, 16)])
+def test_keys_and_values_are_kept_in_fp8_where_they_belong_and_nothing_else_changes(length, heads, half, run):
+    """By whatever runs. Keys but for a step where two roundings differ from one, and interpreted for some, where FP8
+    loses carries: the values here are in FP8 already."""
+    from world.nn.row_kernels import keep, norm_turn
+
+    k, v = (4 * normal(n, 2, length, heads * 2 * half, dtype=HALF) for n in (0, 1))
+    v = rounded(v, E4M3).to(HALF)
+    weight, turn = normal(2, heads * 2 * half), normal(3, 2, 2, length, 1, half).unbind(0)
+    rings = fp8_rings(400, heads, 2 * half, E4M3, k.device)
+    at = (torch.randperm(400 // run)[: 2 * length // run, None] * run + torch.arange(run)).flatten().to(k.device)
+    keep(k, v, weight, 1e-6, turn, *rings, at, run)
+    bits, values = (ring.view(torch.uint8) for ring in rings)
+    expected = rounded(norm_turn(k, weight, 1e-6, turn), E4M3).view(torch.uint8).view(-1, heads, 2 * half)
+    same = (bits[at].int() - expected.int()).abs() <= 1
+    assert same.float().mean() >= (1 if DEVICE == "cuda" else 0.9)
+    assert torch.equal(values[at], rounded(v, E4M3).view(torch.uint8).view(-1, heads, 2 * half))
+    others = torch.ones(400, dtype=torch.bool, device=k.device)
+    others[at] = False
+    assert not bits[others].any() and not values[others].any()
 
 
 FRAMES = st.tuples(*(st.integers(1, most) for most in (2, 4, 3, 5)), st.sampled_from([3, 16, 96]))  # B, T, H, W, C

@@ -25,7 +25,7 @@ def model(precision: Precision) -> CausalDiT:
     dit.load_state_dict(random_like(dit, torch.Generator().manual_seed(0)))
     for key, parameter in dit.named_parameters():
         parameter.data = parameter.data.to(torch.float32 if keeps_float32(key) else torch.bfloat16)
-    if precision == "fp8":
+    if precision != "native":
         to_fp8(dit, torch.device("cpu"))
     return dit.eval().requires_grad_(False)
 
@@ -47,7 +47,7 @@ def forwards(ranks: Ranks, precision: Precision) -> dict[str, tuple[Tensor, Tens
     return made
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", PRECISIONS[:2])  # keys and values are no weights
 def test_every_layout_computes_the_same_bits(precision: Precision, tmp_path: Path) -> None:
     for made in together(2, forwards, tmp_path, precision):
         dit, (expected, _) = model(precision), forward(model(precision), *inputs(3), 2)

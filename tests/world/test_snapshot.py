@@ -20,11 +20,13 @@ from world.snapshot import Snapshot, SnapshotError, check_maker, decode, encode,
 
 CHUNKS, KEPT = 12, 7  # of a life, and where it is kept: views are full by then, and the ring has wrapped
 WORLDS = {
-    "warp-float32": (dict(conditioning="warp"), torch.float32),
-    "warp-bfloat16": (dict(conditioning="warp"), torch.bfloat16),
+    "warp-float32": (dict(conditioning="warp"), torch.float32, "native"),
+    "warp-bfloat16": (dict(conditioning="warp"), torch.bfloat16, "native"),
+    "warp-fp8-kv": (dict(conditioning="warp"), torch.bfloat16, "fp8-kv"),
     "first_frame-float32": (
         dict(conditioning="first_frame", chunk_frames=2, window_frames=5, sink_frames=1, control_channels=7),
         torch.float32,
+        "native",
     ),
 }
 
@@ -49,8 +51,8 @@ def through_a_file(state: SlotState, path: Path) -> SlotState:
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_played_on_restored_and_played_again_it_is_the_same(name: str, tmp_path: Path) -> None:
-    sizes, dtype = WORLDS[name]
-    world = random_world(tiny_config(**sizes), dtype, num_slots=3)
+    sizes, dtype, precision = WORLDS[name]
+    world = random_world(tiny_config(**sizes), dtype, num_slots=3, precision=precision)
     life, other = (Life(player, world.geometry.chunk_frames, CHUNKS) for player in (0, 1))
     player = Player(life, 1)
     world.open(1, life.start(world))

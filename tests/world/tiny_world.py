@@ -14,16 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tests.tiny_checkpoints import random_like
-from world.chunk import Geometry, Picture, Row, Start, WeightLayout
+from world.chunk import Geometry, Picture, Precision, Row, Start, WeightLayout
 from world.config import WorldConfig
 from world.model import DiffusionWorld
 from world.motion import step_pose
 from world.nn.dit import CausalDiT, DiTConfig, keeps_float32
+from world.nn.fp8 import to_fp8
 from world.nn.text import ByteTextConfig, ByteTextEncoder
 from world.nn.vae import VAEConfig, VideoVAE
 from world.ranks import ALONE, Ranks
 from world.sampler import Schedule, from_sigmas
 from world.sharding import lay_out
+from world.slab import kv_dtype
 from world.text import ByteText
 from world.views import ViewRules
 
@@ -73,6 +75,7 @@ def random_world(
     ranks: Ranks = ALONE,
     layout: WeightLayout = "replicated",
     device: torch.device | None = None,
+    precision: Precision = "native",
 ) -> DiffusionWorld:
     """A world of this configuration, in the dtypes it would be served in, that differs by seed alone."""
     generator = torch.Generator().manual_seed(seed)
@@ -85,8 +88,12 @@ def random_world(
         parameter.data = parameter.data.to(torch.float32 if keeps_float32(key) else dtype)
     for module in (dit, vae, encoder):
         module.to(device)
+    here = dit.head.modulation.device
+    if precision != "native":
+        to_fp8(dit, here)
     lay_out(dit, layout, ranks)
-    return DiffusionWorld(cfg, dit, vae.to(dtype), ByteText(encoder), (), num_slots, ranks=ranks)
+    kept = kv_dtype(cfg, precision, here)
+    return DiffusionWorld(cfg, dit, vae.to(dtype), ByteText(encoder), (), num_slots, ranks=ranks, kv_dtype=kept)
 
 
 @dataclass(frozen=True)

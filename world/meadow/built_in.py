@@ -19,6 +19,7 @@ from world.nn.text import ByteTextEncoder
 from world.nn.vae import VideoVAE
 from world.ranks import ALONE, Ranks
 from world.sharding import lay_out
+from world.slab import kv_dtype
 from world.text import ByteText
 from world.weights import load_tensors_into, untold
 
@@ -64,4 +65,5 @@ def load_meadow(
     lay_out(modules["dit"], layout, ranks)
     text = ByteText(modules["text"]) if ranks.index == 0 else None
     draw = partial(draw_place, **size)
-    return DiffusionWorld(cfg, modules["dit"], modules["vae"], text, scenes, num_slots, draw, ranks)
+    kept = kv_dtype(cfg, precision, device)
+    return DiffusionWorld(cfg, modules["dit"], modules["vae"], text, scenes, num_slots, draw, ranks, kept)

@@ -1,5 +1,6 @@
 """Linears in FP8 (Micikevicius et al. 2022, e4m3): each output channel of a weight and each token of an activation is
-scaled so that its greatest number is the greatest there is, 448, and rounded.
+scaled so that its greatest number is the greatest there is, 448, and rounded. If asked, the keys and values that
+streams keep are rounded too, as they are (`world.slab`).
 
 A token's scale comes from that token alone, when it is multiplied (by several linears: once): what is made of a row
 does not depend on the rows beside it, and nothing is calibrated. Of a DiT those linears of its blocks are replaced that
@@ -92,11 +93,17 @@ def when_placed(dit: CausalDiT, precision: Precision, device: torch.device) -> C
             if not (linear.weight.is_meta or linear.bias.is_meta):
                 _replace(owner, path, product_door(device))
 
-    return replace_if_whole if precision == "fp8" else lambda name: None
+    return replace_if_whole if precision != "native" else lambda name: None
 
 
-def precision_of(dit: CausalDiT) -> Precision:
-    return "fp8" if isinstance(dit.blocks[0].ffn[0], Float8Linear) else "native"
+def precision_of(dit: CausalDiT, kv_dtype: torch.dtype) -> Precision:
+    """Of a DiT and of the keys and values it leaves. WorldError if that has no name."""
+    coarse = kv_dtype == E4M3
+    if isinstance(dit.blocks[0].ffn[0], Float8Linear):
+        return "fp8-kv" if coarse else "fp8"
+    if coarse:
+        raise WorldError("keys and values are kept in FP8 beside linears in FP8 only")
+    return "native"
 
 
 def _replace(block: nn.Module, path: str, product: Product) -> None:

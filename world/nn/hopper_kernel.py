@@ -27,6 +27,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from world.nn.ring_kernel import ring_triton
+from world.nn.rows import ALIGNED
 
 # A program's queries, those of each of its two warpgroups, a tile's keys, tiles under way, a job's pieces at most. On
 # an H200 these reach 718 TFLOP/s with 14B sizes and 719 with 1.3B sizes (in one piece 688 and 565), `ring_triton` 518
@@ -42,15 +43,19 @@ def _bring(stages, k_desc, v_desc, begin, column, tiles):
     k_tiles, v_tiles, k_here, v_here, k_free, v_free = stages
     STAGES: gl.constexpr = k_tiles.shape[0]
     KEYS: gl.constexpr = k_tiles.shape[1]
+    COARSE: gl.constexpr = k_desc.dtype.primitive_bitwidth == 8
     for i in range(tiles):
         at = begin + (tiles - 1 - i) * KEYS
         stage, odd = i % STAGES, i // STAGES & 1
         mbarrier.wait(k_free.index(stage), odd ^ 1)
         mbarrier.expect(k_here.index(stage), k_desc.block_type.nbytes)
-        tma.async_copy_global_to_shared(k_desc, [at, column], k_here.index(stage), k_tiles.index(stage))
+        k_tile = k_tiles.index(stage)._reinterpret(k_desc.dtype, k_desc.block_type.shape, k_desc.layout)
+        k_at = [0, 0, 0, at, column] if COARSE else [at, column]
+        tma.async_copy_global_to_shared(k_desc, k_at, k_here.index(stage), k_tile)
         mbarrier.wait(v_free.index(stage), odd ^ 1)
         mbarrier.expect(v_here.index(stage), v_desc.block_type.nbytes)
-        tma.async_copy_global_to_shared(v_desc, [at, column], v_here.index(stage), v_tiles.index(stage))
+        v_at = [column, at] if COARSE else [at, column]
+        tma.async_copy_global_to_shared(v_desc, v_at, v_here.index(stage), v_tiles.index(stage))
 
 
 @gluon.jit
@@ -63,11 +68,13 @@ def _turn(WAIT: gl.constexpr, PART: gl.constexpr, THREADS: gl.constexpr):
 
 
 @gluon.jit
-def _hide(v_tile, there, WARPS: gl.constexpr):
+def _hide(v_tile, there, KEY_DIM: gl.constexpr, WARPS: gl.constexpr):
     """Zeros into a tile of values behind its first `there` keys: they may be NaN, and 0 * NaN is not 0."""
-    LANES: gl.constexpr = v_tile.shape[1] // 8
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [32 // LANES, LANES], [WARPS, 1], [1, 0])
-    key = gl.arange(0, v_tile.shape[0], gl.SliceLayout(1, layout))[:, None]
+    RUN: gl.constexpr = 128 // v_tile.dtype.primitive_bitwidth
+    LANES: gl.constexpr = v_tile.shape[1] // RUN
+    layout: gl.constexpr = gl.BlockedLayout([1, RUN], [32 // LANES, LANES], [WARPS, 1], [1, 0])
+    key = gl.arange(0, v_tile.shape[KEY_DIM], gl.SliceLayout(1 - KEY_DIM, layout))
+    key = key[:, None] if KEY_DIM == 0 else key[None, :]
     v = v_tile.load(layout)
     v_tile.store(gl.where(key < there, v, gl.zeros_like(v)))
     fence_async_shared()
@@ -75,10 +82,53 @@ def _hide(v_tile, there, WARPS: gl.constexpr):
 
 
 @gluon.jit
-def _soften(scores, best, total, scale):
-    """Of a tile of scores the weights, the running maximum and sum, and by what all before it shrinks."""
+def _laid(v_tile):
+    """A tile of values [keys, d]. In FP8 the tensor cores want a channel's together in memory."""
+    return v_tile if v_tile.dtype.primitive_bitwidth == 16 else v_tile.permute((1, 0))
+
+
+@gluon.jit
+def _kept(weights, like, layout: gl.constexpr):
+    """Weights rounded to what values are, for the next round. In FP8 four to a register, as nothing else keeps them so;
+    keys lie as `_in_fours` tells, and each four are one thread's."""
+    if like.dtype.primitive_bitwidth == 16:
+        return gl.convert_layout(weights.to(like.dtype), layout)
+    else:
+        fours = weights.reshape([weights.shape[0], weights.shape[1] // 16, 2, 4, 2]).permute([0, 1, 3, 2, 4])
+        even, odd = gl.split(fours)
+        a, c = gl.split(even)
+        b, d = gl.split(odd)
+        return gl.inline_asm_elementwise(
+            """{
+            .reg .b16 low, high;
+            cvt.rn.satfinite.e4m3x2.f32 low, $2, $1;
+            cvt.rn.satfinite.e4m3x2.f32 high, $4, $3;
+            mov.b32 $0, {low, high};
+            }""",
+            "=r,r,r,r,r", [a, b, c, d], dtype=gl.int32, is_pure=True, pack=1,
+        )  # fmt: skip
+
+
+@gluon.jit
+def _operand(kept, layout: gl.constexpr):
+    """The same as the tensor cores take them, in the order of their keys."""
+    if kept.dtype.primitive_bitwidth == 16:
+        return kept
+    else:
+        twice = gl.join(kept, kept)
+        each = gl.join(twice, twice).reshape([kept.shape[0], kept.shape[1] * 16])
+        return gl.inline_asm_elementwise(
+            "mov.b32 $0, $1;", "=r,r,r,r,r", [gl.convert_layout(each, layout)], dtype=gl.float8e4nv, is_pure=True,
+            pack=4,
+        )  # fmt: skip
+
+
+@gluon.jit
+def _soften(scores, best, total, scale, MORE: gl.constexpr):
+    """Of a tile of scores the weights, the running maximum and sum, and by what all before it shrinks; weights and
+    their sum are 2 ** MORE times as large."""
     most = gl.maximum(best, gl.max(scores, 1) * scale)
-    weights = gl.exp2(scores * scale - most[:, None])
+    weights = gl.exp2(scores * scale - (most - MORE)[:, None])
     shrunk = gl.exp2(best - most)
     return weights, most, total * shrunk + gl.sum(weights, 1), shrunk
 
@@ -97,12 +147,17 @@ def _read(q_tile, stages, rest, first, PART: gl.constexpr, PARTS: gl.constexpr):
     QUERIES: gl.constexpr = q_tile.shape[0]
     PAIR: gl.constexpr = 2 * 32 * WARPS  # the threads of one part and the next
     dtype: gl.constexpr = q_tile.dtype
-    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, KEYS, 16])
-    o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, WIDTH, 16])
-    p_layout: gl.constexpr = gl.DotOperandLayout(0, o_layout, 2)
+    BYTES: gl.constexpr = dtype.primitive_bitwidth // 8
+    COARSE: gl.constexpr = BYTES == 1
+    MORE: gl.constexpr = 8 if COARSE else 0  # so that weights of 2 ** -17 and up have a number in FP8
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, KEYS, 32 // BYTES])
+    o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, WIDTH, 32 // BYTES])
+    p_layout: gl.constexpr = gl.DotOperandLayout(0, o_layout, 4 // BYTES)
     o_row: gl.constexpr = gl.SliceLayout(1, o_layout)
     nothing = gl.zeros([QUERIES, KEYS], gl.float32, s_layout)
-    seen = gl.zeros([QUERIES, WIDTH], gl.float32, o_layout)
+    zeros = gl.zeros([QUERIES, WIDTH], gl.float32, o_layout)
+    # In FP8 of the tiles before the last: tensor cores add up to some 14 bits, so a tile's sum is added in float32.
+    seen = zeros
     best = gl.full([QUERIES], -float("inf"), gl.float32, gl.SliceLayout(1, s_layout))
     total = gl.zeros([QUERIES], gl.float32, gl.SliceLayout(1, s_layout))
 
@@ -112,11 +167,13 @@ def _read(q_tile, stages, rest, first, PART: gl.constexpr, PARTS: gl.constexpr):
     scores = warpgroup_mma_wait(0, deps=[scores])
     mbarrier.arrive(k_free.index(0))
     key = gl.arange(0, KEYS, gl.SliceLayout(0, s_layout))[None, :]
-    weights, best, total, shrunk = _soften(gl.where(key < there, scores, -float("inf")), best, total, scale)
-    p = gl.convert_layout(weights.to(dtype), p_layout)
+    if COARSE:  # as `_in_fours` brought them
+        key = (key & -16) | (key >> 1 & 3) << 2 | (key >> 3 & 1) << 1 | key & 1
+    weights, best, total, shrunk = _soften(gl.where(key < there, scores, -float("inf")), best, total, scale, MORE)
+    p = _kept(weights, q_tile, p_layout)
     mbarrier.wait(v_here.index(0), 0)
     if there < KEYS:
-        _hide(v_tiles.index(0), there, WARPS)
+        _hide(v_tiles.index(0), there, 1 if COARSE else 0, WARPS)
     mbarrier.wait(k_here.index(1), 0, pred=tiles > 1)
     if PART == PARTS - 1:
         _turn(False, 0, PAIR)
@@ -125,30 +182,46 @@ def _read(q_tile, stages, rest, first, PART: gl.constexpr, PARTS: gl.constexpr):
         _turn(True, PART, PAIR)
         next_scores = warpgroup_mma(q_tile, k_tiles.index(now).permute((1, 0)), nothing, use_acc=False, is_async=True)
         mbarrier.wait(v_here.index(before), (i - 1) // STAGES & 1)
-        next_seen = warpgroup_mma(p, v_tiles.index(before), seen, is_async=True)
+        next_seen = warpgroup_mma(
+            _operand(p, p_layout),
+            _laid(v_tiles.index(before)),
+            zeros if COARSE else seen,
+            use_acc=not COARSE,
+            is_async=True,
+        )
         _turn(False, (PART + 1) % PARTS, PAIR)
         scores = warpgroup_mma_wait(1, deps=[next_scores])
         mbarrier.arrive(k_free.index(now))
-        weights, best, total, shrunk = _soften(scores, best, total, scale)
+        before_shrunk = shrunk
+        weights, best, total, shrunk = _soften(scores, best, total, scale, MORE)
         # The branches of this wait also keep the assembler from waiting for the sum before it takes the exponentials.
         mbarrier.wait(k_here.index((i + 1) % STAGES), (i + 1) // STAGES & 1, pred=i + 1 < tiles)
-        seen, weights = warpgroup_mma_wait(0, deps=[next_seen, weights])
+        part, weights = warpgroup_mma_wait(0, deps=[next_seen, weights])
         mbarrier.arrive(v_free.index(before))
-        p = gl.convert_layout(weights.to(dtype), p_layout)
-        seen = seen * gl.convert_layout(shrunk, o_row)[:, None]
+        p = _kept(weights, q_tile, p_layout)
+        if COARSE:
+            seen = seen * gl.convert_layout(before_shrunk, o_row)[:, None] + part
+        else:
+            seen = part * gl.convert_layout(shrunk, o_row)[:, None]
     if PART == 0:
         _turn(True, 0, PAIR)  # the turn that the last part gave last
     last = tiles - 1
     mbarrier.wait(v_here.index(last % STAGES), last // STAGES & 1)
-    seen = warpgroup_mma(p, v_tiles.index(last % STAGES), seen, is_async=True)
-    seen = warpgroup_mma_wait(0, deps=[seen])
+    if COARSE:
+        part = warpgroup_mma(
+            _operand(p, p_layout), _laid(v_tiles.index(last % STAGES)), zeros, use_acc=False, is_async=True
+        )
+        seen = seen * gl.convert_layout(shrunk, o_row)[:, None] + warpgroup_mma_wait(0, deps=[part])
+    else:
+        seen = warpgroup_mma(_operand(p, p_layout), _laid(v_tiles.index(last % STAGES)), seen, is_async=True)
+        seen = warpgroup_mma_wait(0, deps=[seen])
     best, total = gl.convert_layout(best, o_row), gl.convert_layout(total, o_row)
     place = gl.arange(0, WIDTH, gl.SliceLayout(0, o_layout))[None, :]
     query = PART * QUERIES + gl.arange(0, QUERIES, o_row)
     if slot < 0:
         token = first + query
         at = out_ptr + token[:, None] * stride + place
-        gl.store(at, (seen * (1 / total)[:, None]).to(dtype), mask=(token < length)[:, None])
+        gl.store(at, (seen * (1 / total)[:, None]).to(out_ptr.dtype.element_ty), mask=(token < length)[:, None])
     else:
         query += slot * (PARTS * QUERIES)
         gl.store(pieces_ptr + query[:, None] * WIDTH + place, seen)
@@ -162,10 +235,12 @@ def _attend(
     q_ptr, k_desc, v_desc, out_ptr, begins_ptr, valid_ptr, pieces_ptr, bests_ptr, totals_ptr,
     scale, length, heads, row_stride, token_stride, whole, splits,
     WIDTH: gl.constexpr, QUERIES: gl.constexpr, PART: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr,
-    READER: gl.constexpr, LOADER: gl.constexpr,
+    STEP: gl.constexpr, READER: gl.constexpr, LOADER: gl.constexpr,
 ):  # fmt: skip
     job, row = gl.program_id(0), gl.program_id(1)
     begin = gl.load(begins_ptr + row).to(gl.int32)
+    if k_desc.dtype.primitive_bitwidth == 8:  # looked at with TRITON_DEBUG=1 only; elsewhere an illegal instruction
+        gl.device_assert(begin % STEP == 0, "a ring in FP8 begins at a multiple of 16 tokens: TMA copies from there on")
     valid = gl.load(valid_ptr + row).to(gl.int32)
     tiles = gl.cdiv(valid, KEYS)
     place, slot = job, -1
@@ -180,8 +255,11 @@ def _attend(
     dtype: gl.constexpr = k_desc.dtype
     q_shared: gl.constexpr = gl.NVMMASharedLayout.get_default_for([PART, WIDTH], dtype)
     q_tiles = gl.allocate_shared_memory(dtype, [PARTS, PART, WIDTH], q_shared)
-    k_tiles = gl.allocate_shared_memory(dtype, [STAGES, KEYS, WIDTH], k_desc.layout)
-    v_tiles = gl.allocate_shared_memory(dtype, [STAGES, KEYS, WIDTH], v_desc.layout)
+    k_shared: gl.constexpr = gl.NVMMASharedLayout.get_default_for([KEYS, WIDTH], dtype)
+    k_tiles = gl.allocate_shared_memory(dtype, [STAGES, KEYS, WIDTH], k_shared)
+    v_tiles = gl.allocate_shared_memory(
+        dtype, [STAGES, v_desc.block_type.shape[0], v_desc.block_type.shape[1]], v_desc.layout
+    )
     k_here = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_here = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     k_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -198,7 +276,7 @@ def _attend(
     for i in gl.static_range(PARTS):
         token = (first + i * PART + gl.arange(0, PART, gl.SliceLayout(1, layout)))[:, None]
         at = q_ptr + token * token_stride + gl.arange(0, WIDTH, gl.SliceLayout(0, layout))[None, :]
-        q_tiles.index(i).store(gl.load(at, mask=token < length, other=0.0))
+        q_tiles.index(i).store(gl.load(at, mask=token < length, other=0.0).to(dtype))
     fence_async_shared()
     gl.thread_barrier()
     stride = heads * WIDTH
@@ -241,7 +319,7 @@ def _merge(
 
 
 def _spread(jobs: int, places: int, most: int) -> tuple[int, int]:
-    """How many of a row's jobs to leave whole, and into how many pieces, `most` or fewer, to split each of the rest.
+    """How many of a row's jobs to leave whole, and into how many pieces to split each of the rest, `most` at most.
 
     Those behind the last full round of the multiprocessors would leave most of them idle. A row's share depends on its
     own jobs alone, so its bits do not on who shares the call."""
@@ -255,6 +333,27 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 
+def _as_they_lie(k_ring: Tensor, v_ring: Tensor) -> tuple[TensorDescriptor, TensorDescriptor]:
+    block = [KEYS, k_ring.shape[2]]
+    layout = gl.NVMMASharedLayout.get_default_for(block, gl.bfloat16 if k_ring.dtype == torch.bfloat16 else gl.float16)
+    keys, values = (TensorDescriptor.from_tensor(ring.flatten(1), block, layout) for ring in (k_ring, v_ring))
+    return keys, values
+
+
+def _in_fours(k_ring: Tensor, v_ring: Tensor) -> tuple[TensorDescriptor, TensorDescriptor]:
+    """Rings in FP8. A thread's scores are of columns 2i and 2i + 1 of each eight, but its weights have to be of keys 4i
+    to 4i + 3 of each sixteen. So tiles come with key 4i + 2j + k of each sixteen in row 8j + 2i + k, and no weight goes
+    to another thread. A tile of keys begins at any: the tokens' own dimension overlaps the three before it. One of
+    values, in whose rows tokens lie together, begins at a multiple of ALIGNED."""
+    tokens, heads, width = k_ring.shape
+    row, k_block, v_block = heads * width, [KEYS // 16, 2, 4, 2, width], [width, KEYS]
+    k_layout, v_layout = (gl.NVMMASharedLayout.get_default_for(block, gl.float8e4nv) for block in (k_block, v_block))
+    keys = TensorDescriptor(
+        k_ring, [KEYS // 16, 2, 4, tokens, row], [16 * row, 2 * row, 4 * row, row, 1], k_block, k_layout
+    )
+    return keys, TensorDescriptor.from_tensor(v_ring.permute(1, 2, 0).flatten(0, 1), v_block, v_layout)
+
+
 def ring_hopper(q: Tensor, k_ring: Tensor, v_ring: Tensor, begins: Tensor, room: int, valid_tokens: Tensor) -> Tensor:
     """A `world.nn.attention.Ring` on a GPU of compute capability 9.0; for d other than 64 and 128 `ring_triton`."""
     rows, length, heads, width = q.shape
@@ -264,9 +363,7 @@ def ring_hopper(q: Tensor, k_ring: Tensor, v_ring: Tensor, begins: Tensor, room:
     if q.stride(2) != 1:
         q = q.contiguous()
     out = torch.empty(rows, length, heads, width, dtype=q.dtype, device=q.device)
-    block = [KEYS, width]
-    layout = gl.NVMMASharedLayout.get_default_for(block, gl.bfloat16 if q.dtype == torch.bfloat16 else gl.float16)
-    rings = [TensorDescriptor.from_tensor(ring.flatten(1), block, layout) for ring in (k_ring, v_ring)]
+    k_desc, v_desc = _in_fours(k_ring, v_ring) if k_ring.itemsize == 1 else _as_they_lie(k_ring, v_ring)
     jobs = cdiv(length, QUERIES) * heads
     most = max(min(SPLITS, room // (8 * KEYS)), 1)  # a piece has eight tiles or more of a full ring
     whole, splits = _spread(jobs, _multiprocessors(q.device), most)
@@ -274,10 +371,10 @@ def ring_hopper(q: Tensor, k_ring: Tensor, v_ring: Tensor, begins: Tensor, room:
     pieces = torch.empty(rows, split * splits, QUERIES, width, device=q.device)
     bests, totals = torch.empty(2, rows, split * splits, QUERIES, device=q.device)
     _attend[(whole + split * splits, rows)](
-        q, *rings, out, begins, valid_tokens, pieces, bests, totals,
+        q, k_desc, v_desc, out, begins, valid_tokens, pieces, bests, totals,
         math.log2(math.e) / math.sqrt(width), length, heads, q.stride(0), q.stride(1), whole, splits,
-        WIDTH=width, QUERIES=QUERIES, PART=PART, KEYS=KEYS, STAGES=STAGES, READER=READER_REGISTERS,
-        LOADER=LOADER_REGISTERS, num_warps=PART // 16, maxnreg=REGISTERS,
+        WIDTH=width, QUERIES=QUERIES, PART=PART, KEYS=KEYS, STAGES=STAGES, STEP=ALIGNED,
+        READER=READER_REGISTERS, LOADER=LOADER_REGISTERS, num_warps=PART // 16, maxnreg=REGISTERS,
     )  # fmt: skip
     if split:
         _merge[(split, QUERIES // TOGETHER, rows)](

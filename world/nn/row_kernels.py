@@ -13,6 +13,7 @@ from torch import Tensor
 
 WARPS = 8  # of a token
 PROGRAM = 2048  # numbers that a program of pixels has of a frame
+TURNED_TOKENS, TURNED_CHANNELS = 128, 64  # of a program that turns them over
 Pair = tuple[Tensor, Tensor]
 
 
@@ -54,7 +55,7 @@ def _add_norm(
 @triton.jit
 def _norm_turn(
     x_ptr, v_ptr, weight_ptr, cos_ptr, sin_ptr, at_ptr, out_ptr, v_out_ptr, channels, eps,
-    TURN: tl.constexpr, KEEP: tl.constexpr, PAIRS: tl.constexpr, WIDTH: tl.constexpr,
+    TURN: tl.constexpr, KEEP: tl.constexpr, VALUES: tl.constexpr, PAIRS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, WIDTH)
@@ -63,8 +64,9 @@ def _norm_turn(
     into = at
     x = tl.load(x_ptr + at, mask=there, other=0.0).to(tl.float32)
     if KEEP:
-        into = tl.load(at_ptr + token) * channels + c
-        tl.store(v_out_ptr + into, tl.load(v_ptr + at, mask=there, other=0.0), mask=there)
+        into = tl.max_contiguous(tl.load(at_ptr + token) * channels + c, 8)  # a thread has eight in a row
+        if VALUES:
+            tl.store(v_out_ptr + into, tl.load(v_ptr + at, mask=there, other=0.0), mask=there)
     root = tl.rsqrt(tl.sum(x * x, 0) / channels + eps)
     x = x * root * tl.load(weight_ptr + c, mask=there, other=0.0).to(tl.float32)
     if TURN:
@@ -75,6 +77,24 @@ def _norm_turn(
         sin = tl.load(sin_ptr + token * PAIRS + pair % PAIRS, mask=inside, other=0.0)
         x = tl.join(even * cos - odd * sin, even * sin + odd * cos).reshape(WIDTH)
     tl.store(out_ptr + into, x.to(out_ptr.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _turn_over(
+    x_ptr, at_ptr, out_ptr, tokens, channels, pitch, RUN: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr
+):  # fmt: skip
+    """Tokens into places of a ring in which a channel's lie together: a thread stores a run of them at once, and its
+    neighbours further runs of the same channel."""
+    first = tl.program_id(0).to(tl.int64) * TOKENS
+    token = (first + tl.arange(0, TOKENS))[:, None]
+    run = first + tl.arange(0, TOKENS // RUN) * RUN
+    c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    inside = c < channels
+    x = tl.load(x_ptr + token * channels + c, mask=(token < tokens) & inside, other=0.0).to(tl.float32)
+    made = x.to(out_ptr.dtype.element_ty).reshape(TOKENS // RUN, RUN, WIDTH).permute(0, 2, 1)
+    place = tl.multiple_of(tl.load(at_ptr + run, mask=run < tokens, other=0), RUN)[:, None, None]
+    at = out_ptr + c.to(tl.int64)[:, None] * pitch + place + tl.arange(0, RUN)
+    tl.store(at, made, mask=inside[:, None] & (run < tokens)[:, None, None])
 
 
 @triton.jit
@@ -195,12 +215,22 @@ def norm_turn(x: Tensor, weight: Tensor, eps: float, turn: Pair | None) -> Tenso
 
 
 def keep(
-    x: Tensor, v: Tensor, weight: Tensor, eps: float, turn: Pair | None, k_ring: Tensor, v_ring: Tensor, at: Tensor
-) -> None:
-    """`norm_turn` of keys [B, L, C] into a ring [T, C], and values [B, L, C] as they are into another one, at places
-    int64 [B L]. Both rings are contiguous."""
-    assert k_ring.is_contiguous() and v_ring.is_contiguous()
-    _normed_and_turned(x.contiguous(), weight, eps, turn, k_ring, kept=(v.contiguous(), v_ring, at))
+    x: Tensor, v: Tensor, weight: Tensor, eps: float, turn: Pair | None, k_ring: Tensor, v_ring: Tensor, at: Tensor,
+    run: int,
+) -> None:  # fmt: skip
+    """`norm_turn` of keys [B, L, C] into a ring [T, N, d], and values [B, L, C] as they are into another one, at places
+    int64 [B L], of which each `run` (a power of two) follow each other from a multiple of it on. Both are contiguous,
+    but for values in FP8, of which a channel's are."""
+    assert k_ring.is_contiguous() and (v_ring.is_contiguous() or v_ring.stride(0) == 1)
+    v = v.contiguous()
+    _normed_and_turned(x.contiguous(), weight, eps, turn, k_ring, kept=(v, v_ring, at))
+    if v_ring.itemsize == 1:
+        tokens, channels = at.shape[0], v.shape[2]
+        grid = triton.cdiv(tokens, TURNED_TOKENS), triton.cdiv(channels, TURNED_CHANNELS)
+        _turn_over[grid](
+            v, at, v_ring, tokens, channels, v_ring.stride(2),
+            RUN=run, TOKENS=TURNED_TOKENS, WIDTH=TURNED_CHANNELS, num_warps=4,
+        )  # fmt: skip
 
 
 def _normed_and_turned(
@@ -211,7 +241,7 @@ def _normed_and_turned(
     v, v_out, at = kept or (x, out, x)
     _norm_turn[(rows * length,)](
         x, v, weight, cos, sin, at, out, v_out, channels, eps, TURN=turn is not None, KEEP=kept is not None,
-        PAIRS=cos.shape[-1], WIDTH=triton.next_power_of_2(channels), num_warps=WARPS,
+        VALUES=v_out.itemsize > 1, PAIRS=cos.shape[-1], WIDTH=triton.next_power_of_2(channels), num_warps=WARPS,
     )  # fmt: skip
 
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from world.nn.rope import rotate
 
 Pair = tuple[Tensor, Tensor]
+TILE = 128  # tokens that a GPU fetches at once
+ALIGNED = 16  # bytes: at multiples of them begins each tile that it copies (by TMA), and each row that those are of
 LEAST_SCALE = torch.finfo(torch.float32).tiny  # so that zeros are divided by something
 
 
@@ -66,6 +68,26 @@ def norm_turn(x: Tensor, weight: Tensor, eps: float, heads: int, turn: Pair | No
     return normed if turn is None else rotate(normed, *turn)
 
 
+def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """As a ring of this dtype keeps it: in FP8 what is beyond the greatest number becomes that."""
+    most = torch.finfo(dtype).max
+    return x.clamp(-most, most).to(dtype) if dtype.itemsize == 1 else x
+
+
+def as_bytes(x: Tensor) -> Tensor:
+    """A tensor in FP8 as what any device can copy by places; others as they are."""
+    return x.view(torch.uint8) if x.itemsize == 1 else x
+
+
+def fp8_rings(tokens: int, heads: int, width: int, dtype: torch.dtype, device: torch.device) -> Pair:
+    """For keys and values [T, N, d], zeros. In memory the values of a channel lie together, as FP8 cores want them, and
+    behind the keys there is a tile more, so that one may be fetched from any token on."""
+    apart = -(-tokens // ALIGNED) * ALIGNED
+    keys = torch.zeros(tokens + TILE, heads, width, dtype=dtype, device=device)
+    values = torch.zeros(heads, width, apart, dtype=dtype, device=device)
+    return keys[:tokens], values[..., :tokens].permute(2, 0, 1)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Keys:
     """Keys [B, L, N, d] and what is left to do to them: `norm_turn`, best done on the way to where they are kept."""
@@ -77,13 +99,14 @@ class Keys:
     def made(self) -> Tensor:
         return self.x if self.norm is None else norm_turn(self.x.flatten(2), *self.norm, self.x.shape[2], self.turn)
 
-    def keep(self, v: Tensor, k_ring: Tensor, v_ring: Tensor, at: Tensor) -> None:
-        """Write them and values [B, L, N, d] into rings [T, N, d] at places int64 [B L]."""
+    def keep(self, v: Tensor, k_ring: Tensor, v_ring: Tensor, at: Tensor, run: int = 1) -> None:
+        """Write them and values [B, L, N, d] into rings [T, N, d], which may be `fp8_rings`, at places int64 [B L], of
+        which each `run` (a power of two) follow each other from a multiple of it on."""
         if self.norm is not None and fused(self.x):
-            x, v, k_ring, v_ring = self.x.flatten(2), v.flatten(2), k_ring.flatten(1), v_ring.flatten(1)
-            return _kernels().keep(x, v, *self.norm, self.turn, k_ring, v_ring, at)
-        k_ring.index_copy_(0, at, self.made().flatten(0, 1))
-        v_ring.index_copy_(0, at, v.flatten(0, 1))
+            return _kernels().keep(self.x.flatten(2), v.flatten(2), *self.norm, self.turn, k_ring, v_ring, at, run)
+        for ring, x in ((k_ring, self.made()), (v_ring, v)):
+            x = rounded(x, ring.dtype).flatten(0, 1)
+            as_bytes(ring).index_copy_(0, at, as_bytes(x))
 
 
 def unit_norm(x: Tensor, gamma: Tensor, silu: bool) -> Tensor:

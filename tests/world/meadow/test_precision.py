@@ -10,7 +10,7 @@ from world.chunk import Geometry, Precision
 from world.meadow import precision as command
 from world.meadow.measures import BEST_DB
 from world.meadow.plays import Frames, Play, Student
-from world.meadow.precision import COLUMNS, Likeness, measure, nudged, table, walks
+from world.meadow.precision import COARSE, Likeness, columns, measure, nudged, table, walks
 from world.meadow.students import Teacher
 
 SMALL = Geometry(width=112, height=64, fps=16, chunk_frames=1)
@@ -21,28 +21,30 @@ def likeness(again: list[list[float]], fp8: list[list[float]]) -> Likeness:
     """Of a bfloat16 that is 20 dB from the teacher."""
     shape = np.shape(fp8)
     walked = {"bfloat16": np.full(shape, 20.0), "again": 20.0 + np.array(again), "fp8": 20.0 + np.array(fp8)}
-    return Likeness({name: walked.get(name, np.zeros(shape)) for name in COLUMNS})
+    return Likeness("fp8", {name: walked.get(name, np.zeros(shape)) for name in columns("fp8")})
 
 
-def test_every_walk_is_held_against_its_own_teacher_and_its_own_twin() -> None:
+@pytest.mark.parametrize("coarse", COARSE)
+def test_every_walk_is_held_against_its_own_teacher_and_its_own_twin(coarse: Precision) -> None:
     asked: list[Precision] = []
 
     def student(precision: Precision) -> Student:
         def play(plays: list[Play]) -> list[Frames]:
             frames = Teacher(SMALL, CPU)(plays)
-            return [frame // 2 for frame in frames] if precision == "fp8" else frames
+            return [frame // 2 for frame in frames] if precision == coarse else frames
 
         asked.append(precision)
         return play
 
     plays = walks([700100, 700101], 2, SMALL)
     assert [len(play.kept) for play in plays] == [8, 8] and plays[0].kept[-1] == 32 == len(plays[0].poses) - 1
-    found = measure(student, plays, SMALL, CPU)
-    assert asked == ["native", "fp8"], "a world is loaded once"
-    assert all(found.db[name].shape == (2, 2) for name in COLUMNS)
+    found = measure(student, plays, SMALL, CPU, coarse)
+    assert asked == ["native", coarse], "a world is loaded once"
+    assert all(found.db[name].shape == (2, 2) for name in columns(coarse))
     assert found.db["bfloat16"] == pytest.approx(BEST_DB, abs=1e-3)
-    assert (found.db["fp8"] < 20).all() and (found.db["again ~ bfloat16"] > 40).all()
-    assert found.db["fp8 ~ bfloat16"] == pytest.approx(found.db["fp8"], abs=1e-3)
+    assert (found.db[coarse] < 20).all() and (found.db["again ~ bfloat16"] > 40).all()
+    assert found.db[f"{coarse} ~ bfloat16"] == pytest.approx(found.db[coarse], abs=1e-3)
+    assert found.verdict.startswith(f"{coarse}'s likeness")
     assert "is below the band" in found.verdict
 
 
