@@ -32,7 +32,8 @@ from world.nn.rows import ALIGNED
 # A program's queries, those of each of its two warpgroups, a tile's keys, tiles under way, a job's pieces at most. On
 # an H200 these reach 718 TFLOP/s with 14B sizes and 719 with 1.3B sizes (in one piece 688 and 565), `ring_triton` 518
 # and 492, cuDNN's attention over one whole sequence without a mask 591 with 14B sizes.
-QUERIES, PART, KEYS, STAGES, SPLITS = 128, 64, 128, 2, 8
+QUERIES, PART, KEYS, SPLITS = 128, 64, 128, 8
+STAGES = {1: 3, 2: 2}  # by the bytes of a number
 REGISTERS, READER_REGISTERS, LOADER_REGISTERS = 168, 240, 24  # a thread's at launch, then: the loader gives some back
 TOGETHER = 16  # queries whose pieces a program merges
 
@@ -373,7 +374,7 @@ def ring_hopper(q: Tensor, k_ring: Tensor, v_ring: Tensor, begins: Tensor, room:
     _attend[(whole + split * splits, rows)](
         q, k_desc, v_desc, out, begins, valid_tokens, pieces, bests, totals,
         math.log2(math.e) / math.sqrt(width), length, heads, q.stride(0), q.stride(1), whole, splits,
-        WIDTH=width, QUERIES=QUERIES, PART=PART, KEYS=KEYS, STAGES=STAGES, STEP=ALIGNED,
+        WIDTH=width, QUERIES=QUERIES, PART=PART, KEYS=KEYS, STAGES=STAGES[k_ring.itemsize], STEP=ALIGNED,
         READER=READER_REGISTERS, LOADER=LOADER_REGISTERS, num_warps=PART // 16, maxnreg=REGISTERS,
     )  # fmt: skip
     if split:
