@@ -78,6 +78,11 @@ def linear(layer: nn.Linear, x: Tensor | Quantised) -> Tensor:
     return layer(x.to(layer.bias.dtype) if isinstance(x, Tensor) else x)
 
 
+def shared(layer: nn.Linear, x: Tensor) -> Tensor | Quantised:
+    """x as this linear and others like it multiply it: where they are in FP8, rounded once for all."""
+    return quantise(x, layer.weight.dtype) if layer.weight.itemsize == 1 else x
+
+
 def mlp(layers: nn.Sequential, x: Tensor) -> Tensor:
     """Linear, activation, Linear, in the dtype of their biases."""
     return layers(x.to(layers[0].bias.dtype))
@@ -101,11 +106,6 @@ class Attention(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(cfg.dim, cfg.dim) for _ in range(4))
         self.norm_q, self.norm_k = HeadNorm(cfg.dim, cfg.eps), HeadNorm(cfg.dim, cfg.eps)
         self.heads = cfg.num_heads
-
-    def taken(self, x: Tensor) -> Tensor | Quantised:
-        """x as q, k and v multiply it: where they are in FP8, rounded once for the three."""
-        weight = self.q.weight.dtype
-        return quantise(x, weight) if weight.itemsize == 1 else x
 
     def queries(self, x: Tensor | Quantised, turn: Pair | None = None) -> Tensor:
         return self.norm_q(linear(self.q, x), self.heads, turn)
@@ -142,6 +142,7 @@ class Block(nn.Module):
     def camera(self, c: Tensor) -> Pair:
         """Scale and shift [B, L, C] of this block: they depend on the chunk's camera alone."""
         g = linear(self.cam_injector_layer2, F.silu(linear(self.cam_injector_layer1, c))) + c
+        g = shared(self.cam_scale_layer, g)
         return linear(self.cam_scale_layer, g), linear(self.cam_shift_layer, g)
 
     def text(self, context: Tensor) -> Pair:
@@ -162,7 +163,7 @@ class Block(nn.Module):
         """x float32 [B, L, C], e0 float32 [B, 6, C]. Only the first `outputs` rows go on past the memory."""
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.modulation + e0).unsqueeze(2).unbind(1)  # [B, 1, C]
         x, u = add_norm(x, 1 + scale_a, shift_a, self.eps, self.dtype)
-        u = self.self_attn.taken(u)
+        u = shared(self.self_attn.q, u)
         keys, v = self.self_attn.keys(u, turn), self.self_attn.values(u)
         if outputs < x.shape[0]:
             x, u, gate_a, shift_f, scale_f, gate_f = (t[:outputs] for t in (x, u, gate_a, shift_f, scale_f, gate_f))

@@ -4,8 +4,8 @@ streams keep are rounded too, as they are (`world.slab`).
 
 A token's scale comes from that token alone, when it is multiplied (by several linears: once): what is made of a row
 does not depend on the rows beside it, and nothing is calibrated. Of a DiT those linears of its blocks are replaced that
-run in every forward and are large; prompts and cameras, embeddings, time and head stay as they are, and so do the
-dtypes between linears.
+are large and run in every forward or, for the camera, in every chunk; prompts, embeddings, time and head stay as they
+are, and so do the dtypes between linears.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ LINEARS = (
     *(f"cross_attn.{name}" for name in ("q", "o")),
     "ffn.0",
     "ffn.2",
+    *(f"cam_injector_layer{i}" for i in (1, 2)),
+    "cam_scale_layer",
+    "cam_shift_layer",
 )
 
 # x e4m3 [M, K], its scales float32 [M, 1], weight e4m3 [N, K], its scales float32 [N, 1], bias bfloat16 [N]
