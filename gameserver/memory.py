@@ -80,8 +80,8 @@ def table(plan: MemoryPlan, counts: Sequence[int], budget_bytes: int | None) -> 
 
 
 def _row(plan: MemoryPlan, players: int) -> dict[str, int]:
-    """The slab has a spare slot; `other` is what is kept of start pictures and prompts."""
-    other = players * plan.start_bytes + plan.prompt_bytes
+    """The slab has a spare slot; `other` is what is kept of start pictures and prompts, and libraries' workspaces."""
+    other = players * plan.start_bytes + plan.prompt_bytes + plan.library_bytes
     return {
         "players": players,
         "weight_bytes": plan.weight_bytes,

@@ -151,6 +151,7 @@ class Instrument:
         """What is no longer used goes back to the device, and the peak counts anew."""
         gc.collect()
         if self.device.type == "cuda":
+            torch._C._cuda_clearCublasWorkspaces()  # every world captures on a stream of its own
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
 

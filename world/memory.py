@@ -24,6 +24,7 @@ GB = 10**9
 PREPARING = 2  # start pictures that are encoded beside each other and a forward
 SPARED = 0.05  # of free memory, for what libraries take beside tensors: workspaces, the allocator's own
 MOST_SLOTS = 2**16
+HOPPER_WORKSPACE, WORKSPACE = 32 * 2**20, (8 * 1024 + 128) * 1024  # cuBLAS's of a stream, as torch gives it
 KINDS = {"k": "keys and values", "v": "keys and values", "text": "text", "camera": "camera", "decoder": "decoder"}
 
 
@@ -44,6 +45,7 @@ class MemoryPlan:
     work: Work  # of one row, and of one start picture that is encoded
     decode_rows: int  # that are decoded at once
     captured: bool  # into graphs, which keep the memory that they work in: nothing else has it
+    library_bytes: int = 0  # what libraries work in, beside tensors
 
     @property
     def weight_bytes(self) -> int:
@@ -82,8 +84,8 @@ class MemoryPlan:
         return replayed + begun + max(coming, replayed) if self.captured else max(replayed, begun) + coming
 
     def kept_bytes(self, num_slots: int) -> int:
-        """Weights, the slab, and what players start from."""
-        return self.weight_bytes + self.slab_bytes(num_slots) + num_slots * self.start_bytes
+        """Weights, the slab, what players start from, and libraries' workspaces."""
+        return self.weight_bytes + self.slab_bytes(num_slots) + num_slots * self.start_bytes + self.library_bytes
 
     def total_bytes(self, num_slots: int) -> int:
         """What must be there: with room for all prompts that may be kept, and for players who come."""
@@ -124,8 +126,9 @@ class MemoryPlan:
             f"{n} player{'s' * (n != 1)} and a spare slot": self.slab_bytes(n) + n * self.start_bytes,
             "prompts": self.prompt_bytes,
             "activations at most": self.work_bytes(n),
+            "libraries": self.library_bytes,
         }
-        told = ", ".join(f"{name} {gb(size)}" for name, size in parts.items())
+        told = ", ".join(f"{name} {gb(size)}" for name, size in parts.items() if size)
         holds = "" if budget_bytes is None else f", and {gb(budget_bytes)} hold {self.players(budget_bytes)} players"
         many = f" on each of {self.num_ranks} ranks" if self.num_ranks > 1 else ""
         return f"Memory, computed: {gb(self.total_bytes(n))}{many} ({told}); {gb(self.player_bytes)} a player{holds}."
@@ -165,7 +168,17 @@ def plan(
         work=rehearsed_work(cfg, dtype, device, precision),
         decode_rows=cfg.decode_rows,
         captured=device.type == "cuda",
+        library_bytes=library_bytes(device),
     )
+
+
+def library_bytes(device: torch.device) -> int:
+    """Of a device of this kind, an H200 where there is none: cuBLAS's workspaces, of the stream that serves and of the
+    one on which graphs are captured."""
+    if device.type != "cuda":
+        return 0
+    here = torch.cuda.is_available()
+    return 2 * (WORKSPACE if here and torch.cuda.get_device_capability(device)[0] != 9 else HOPPER_WORKSPACE)
 
 
 def slot_bytes(slab: Slab) -> dict[str, int]:
