@@ -8,17 +8,18 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, where
+from torch import Tensor, cat, where
 
 from world import camera
 from world.denoiser import Denoiser
 from world.graphs import Graphs
-from world.scene import OUTDATED, moves_between, warp_condition
+from world.nn.vae import VideoVAE
+from world.scene import OUTDATED, best_known, moves_between, warp_condition
 from world.views import NEWEST, Shown
 
 
 class Beginning(NamedTuple):
-    """One row's. It is shown V views: none where pictures are not warped."""
+    """One row's. It is shown V views, the newest picture first: none where pictures are not warped."""
 
     slot: NDArray[np.int64]  # []
     noise: NDArray[np.float32]  # [16, f, h, w], what its first step starts from
@@ -27,7 +28,6 @@ class Beginning(NamedTuple):
     keys: NDArray[np.float32]  # [f, 4]
     places: NDArray[np.int64]  # [V] where the views' latents lie, see world.views
     moves: NDArray[np.float32]  # [V, f, 4, 4] from the new cameras to the views'
-    down: NDArray[np.float32]  # [V, f, 3] in the new cameras' axes
     trusts: NDArray[np.float32]  # [V, f]
 
     @classmethod
@@ -38,12 +38,11 @@ class Beginning(NamedTuple):
         """path [f, 4, 4]: the new cameras, where the poses of what is shown are."""
         views, frames = len(shown), len(path)
         old = np.array([view.pose for view in shown], np.float64).reshape(views, 4, 4)
-        moves, down = moves_between(np.tile(path, (views, 1, 1)), np.repeat(old, frames, axis=0))
+        moves = moves_between(np.tile(path, (views, 1, 1)), np.repeat(old, frames, axis=0))
         trusts = np.array([1.0 if view.is_current else OUTDATED for view in shown], np.float32)
         return cls(
             np.array(slot), noise, relative, intrinsics, keys, np.array([view.place for view in shown], np.int64),
-            moves.numpy().reshape(views, frames, 4, 4), down.numpy().reshape(views, frames, 3),
-            np.repeat(trusts[:, None], frames, axis=1),
+            moves.numpy().reshape(views, frames, 4, 4), np.repeat(trusts[:, None], frames, axis=1),
         )  # fmt: skip
 
     def idle(self) -> Beginning:
@@ -52,7 +51,7 @@ class Beginning(NamedTuple):
         return zeros._replace(intrinsics=np.ones_like(self.intrinsics))
 
 
-def begin(denoiser: Denoiser, rows: Sequence[Beginning], graphs: Graphs) -> None:
+def begin(denoiser: Denoiser, vae: VideoVAE, rows: Sequence[Beginning], graphs: Graphs) -> None:
     """Start a chunk of every row: its camera, its condition, its first noise. Rows that are shown no views have their
     condition in the slab."""
     idle, size = rows[0].idle(), graphs.size(len(rows))
@@ -67,22 +66,27 @@ def begin(denoiser: Denoiser, rows: Sequence[Beginning], graphs: Graphs) -> None
         else:
             control = camera.rays(relative, intrinsics, *picture)
         is_shown = places.shape[1] > 0
-        y = _warped(denoiser, slots, intrinsics, places, *seen) if is_shown else denoiser.slab.y[slots]
+        y = _warped(denoiser, vae, slots, intrinsics, places, *seen) if is_shown else denoiser.slab.y[slots]
         denoiser.begin(slots, control, y, noise)
 
     graphs.run("begin", work, arrays, [np.broadcast_to(part, (size, *part.shape)) for part in idle])
 
 
 def _warped(
-    denoiser: Denoiser, slots: Tensor, intrinsics: Tensor, places: Tensor, moves: Tensor, down: Tensor, trusts: Tensor
-) -> Tensor:
-    """What rows are shown as it would look from their new cameras: y [B, V * 20, f, h, w]."""
+    denoiser: Denoiser, vae: VideoVAE, slots: Tensor, intrinsics: Tensor, places: Tensor, moves: Tensor, trusts: Tensor
+) -> Tensor:  # fmt: skip
+    """What rows are shown as it would look from their new cameras: y [B, 40, f, h, w], the newest picture and the best
+    of the views."""
+    assert vae.depth is not None, "WorldConfig sees to it"
     slab, shape = denoiser.slab, trusts.shape  # [B, V, f]
     kept = slab.views[slots[:, None], places.clamp(min=0)]  # [B, V, 16, h, w]
     newest = slab.x[:, :, -1][slots].unsqueeze(1)
     latents = where((places == NEWEST)[:, :, None, None, None], newest, kept)
-    each = latents.unsqueeze(2).expand(*shape, *latents.shape[2:]).flatten(0, 2)  # [B V f, 16, h, w]
-    lenses = intrinsics[:, None, None].expand(*shape, 4).flatten(0, 2)
-    moved = moves.flatten(0, 2), down.flatten(0, 2), lenses
-    y = warp_condition(each, *moved, denoiser.cfg.eye_units, trusts.flatten())  # [20, B V f, h, w]
-    return y.unflatten(1, shape).movedim(0, 2).flatten(1, 2)
+    depths = vae.depth(latents.flatten(0, 1)).unflatten(0, shape[:2])
+    each, depth, lenses = (
+        part.unsqueeze(2).expand(*shape, *part.shape[2:]).flatten(0, 2)
+        for part in (latents, depths, intrinsics[:, None].expand(*shape[:2], 4))
+    )
+    y = warp_condition(each, depth, moves.flatten(0, 2), lenses, trusts.flatten())  # [20, B V f, h, w]
+    first, *rest = y.unflatten(1, shape).unbind(2)
+    return cat([first, best_known(rest)]).movedim(0, 1)

@@ -26,10 +26,11 @@ class WorldConfig:
     sink_frames: int  # the stream's first frames, never evicted
     conditioning: Literal["first_frame", "warp"] = "first_frame"  # see world.scene
     views: ViewRules = field(default_factory=ViewRules)  # what a warped stream remembers
-    eye_units: float = 0.425  # how far a warp takes the ground to be below the camera (of a usual scene)
     max_rows: int = 8  # rows in one forward
 
     def __post_init__(self) -> None:
+        if (self.conditioning == "warp") != (self.vae.depth_width > 0):
+            raise ValueError("a warped condition needs a VAE that tells depth, and no other does")
         latent, y = self.geometry.latent_channels, CONDITION_CHANNELS[self.conditioning]
         if self.dit.in_channels != latent + y:
             raise ValueError(f"{self.dit.in_channels} input channels are not {latent} latent and {y} of the condition")

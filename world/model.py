@@ -252,7 +252,7 @@ class DiffusionWorld:
         for row in rows:
             if row.prompt is not None:
                 self.denoiser.set_text(row.slot, row.prompt.encoded)
-        begin(self.denoiser, [self._beginning(row) for row in rows], self.graphs)
+        begin(self.denoiser, self.vae, [self._beginning(row) for row in rows], self.graphs)
 
     def _beginning(self, row: Row) -> Beginning:
         """Of a row's chunk. The stream's views know of it then, and the slab has what comes of its start picture."""

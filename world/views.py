@@ -22,6 +22,8 @@ class ViewRules:
     capacity: int = 32
     turn_deg: float = 20.0
     walk_units: float = 0.75
+    shown: int = 3  # views recalled at once
+    reach: float = 4.0  # how far apart a view may be to be recalled before the nearest
 
     def apart(self, one: Pose, other: Pose) -> float:
         """0 for the same camera, 1 where a view stops standing for another."""
@@ -79,23 +81,29 @@ class Views:
         moved[:, :3, 3] += self.position - path[0, :3, 3]
         return moved
 
-    def begin(self, path: NDArray[np.float64], is_first: bool, prompt: str | None) -> tuple[Shown, Shown]:
+    def begin(self, path: NDArray[np.float64], is_first: bool, prompt: str | None) -> tuple[Shown, ...]:
         """The stream begins a chunk, its first one or another, on a path [1 + f, 4, 4] from the pose before it, under a
-        new prompt or none: it is shown the newest picture and the recalled one. A start picture is remembered first."""
+        new prompt or none: it is shown the newest picture and the recalled ones. A start picture is remembered
+        first."""
         if not self.kept:
             self.remember(path[1])
         newest = (0, path[1]) if is_first else (NEWEST, path[0])
-        made_under, place = self.prompt, self.recall(path[-1])
+        made_under, recalled = self.prompt, [(place, self.kept[place]) for place in self.recall(path[-1])]
         if prompt is not None:
             self.prompt = prompt
-        view = self.kept[place]
-        return Shown(*newest, made_under == self.prompt), Shown(place, view.pose, view.prompt == self.prompt)
+        views = (Shown(place, view.pose, view.prompt == self.prompt) for place, view in recalled)
+        return Shown(*newest, made_under == self.prompt), *views
 
-    def recall(self, pose: Pose) -> int:
-        """The place of the view to show for a pose: the oldest that stands for it (the fewer steps a view is away from
-        the start picture, the less it has drifted), else the nearest."""
+    def recall(self, pose: Pose) -> tuple[int, ...]:
+        """The places of the views to show for a pose, the oldest first (the fewer steps a view is away from the start
+        picture, the less it has drifted): the nearest, and the oldest that are within reach. Where there are fewer, one
+        of them more often."""
         apart = {place: self.rules.apart(pose, view.pose) for place, view in self.kept.items()}
-        return next((place for place, far in apart.items() if far <= 1), min(apart, key=apart.__getitem__))
+        nearest = min(apart, key=apart.__getitem__)
+        within = [place for place, far in apart.items() if far <= self.rules.reach and place != nearest]
+        chosen = {nearest, *within[: self.rules.shown - 1]}
+        oldest_first = [place for place in self.kept if place in chosen]
+        return *oldest_first, *[nearest] * (self.rules.shown - len(oldest_first))
 
     def remember(self, pose: Pose) -> int | None:
         """The stream has come to a pose: where to keep the view made there, or None where another stands for it."""
@@ -111,13 +119,14 @@ class Views:
 
 
 def recalled_frames(poses: NDArray[np.floating], rules: ViewRules) -> NDArray[np.int64]:
-    """For every frame of a clip [m, 4, 4] the earlier frame (0: the start picture) whose view a stream would recall."""
+    """For every frame of a clip [m, 4, 4] the earlier frames (0: the start picture) whose views a stream would recall
+    [m, rules.shown]."""
     views, frame_at, recalled = Views(rules), dict[int, int](), []
     for i, pose in enumerate(poses):
         if i == 0:
             views.remember(pose)
             frame_at[0] = 0
-        recalled.append(frame_at[views.recall(pose)])
+        recalled.append([frame_at[place] for place in views.recall(pose)])
         place = views.remember(pose) if i > 0 else None
         if place is not None:
             frame_at[place] = i

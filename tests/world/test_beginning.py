@@ -36,12 +36,15 @@ def beginning(slot: int, *shown: Shown, turn_deg: float = 0.0, lens: np.ndarray 
 
 def begun(world: DiffusionWorld, *rows: Beginning, sizes: tuple[int, ...] = ()) -> DiffusionWorld:
     with torch.inference_mode():
-        begin(world.denoiser, rows, Graphs(CPU, sizes=sizes))
+        begin(world.denoiser, world.vae, rows, Graphs(CPU, sizes=sizes))
     return world
 
 
 def test_each_row_is_shown_the_newest_frame_or_a_view_of_its_own():
     world, here = opened(), np.eye(4)
+    assert world.vae.depth is not None
+    for parameter in world.vae.depth.layers[-1].parameters():
+        parameter.zero_()  # all of it is as far away
     for slot in (1, 2):
         world.slab.x[slot, :, 0], world.slab.x[slot, :, 1] = -1, 10 * slot
         for place in range(3):

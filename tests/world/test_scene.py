@@ -13,6 +13,7 @@ from world.scene import (
     CONSTANT_FROM,
     MASK_CHANNELS,
     OUTDATED,
+    best_known,
     encode_image,
     first_frame_condition,
     moves_between,
@@ -20,7 +21,7 @@ from world.scene import (
 )
 
 INTRINSICS = torch.tensor([80.0, 80.0, 48.0, 32.0])  # of a 96 x 64 picture: 12 x 8 latent cells
-EYE_UNITS = 0.4
+EYE_UNITS = 0.7
 
 
 def picture(seed: int) -> torch.Tensor:
@@ -51,13 +52,19 @@ def test_first_frame_condition(first_frame):
         assert (y[:MASK_CHANNELS, i] == float(index == 0)).all()
 
 
-def moved(**step: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a camera at the identity did in one step, as a warp wants it: moves [1, 4, 4] and down [1, 3]."""
+def moved(**step: float) -> torch.Tensor:
+    """What a camera at the identity did in one step, as a warp wants it: moves [1, 4, 4]."""
     return moves_between(step_pose(np.eye(4), **step)[None], np.eye(4)[None])
 
 
+def flat_ground() -> torch.Tensor:
+    """The inverse depth [1, 16, 24] of ground EYE_UNITS below the camera and of sky: two points a cell each way."""
+    below = (torch.arange(16) + 0.5 - 8).clamp(min=0) * 4  # pixels
+    return (below / 80 / EYE_UNITS)[None, :, None].expand(1, 16, 24)
+
+
 def warp(latents: torch.Tensor, intrinsics: torch.Tensor = INTRINSICS, **step: float) -> torch.Tensor:
-    return warp_condition(latents, *moved(**step), intrinsics, EYE_UNITS, torch.ones(1))
+    return warp_condition(latents, flat_ground(), moved(**step), intrinsics, torch.ones(1))
 
 
 def ramp(axis: int) -> torch.Tensor:
@@ -124,33 +131,62 @@ def test_the_mask_says_where_the_old_picture_still_knows():
     assert not warp(ramp(1), centred, turn_deg=180).any(), "what lies behind is not seen through the back"
 
 
+def test_what_was_hidden_is_not_known():
+    """A wall two units away fills the left of the view, mountains the rest. A step to the right uncovers some of
+    them, and moves the wall by its own depth."""
+    inverse = torch.where(torch.arange(24) < 12, 0.5, 0.02).expand(1, 16, 24)
+    y = warp_condition(ramp(1), inverse, moved(right=0.6), INTRINSICS, torch.ones(1))
+    known, seen = y[0, 0], y[MASK_CHANNELS, 0]
+    wall_moves, mountains_move = 0.6 * 0.5 * 80 / 8, 0.6 * 0.02 * 80 / 8  # cells
+    assert (known[:, 3:6] == 0).all(), "what the wall hid is neither wall nor mountains"
+    assert (known[:, :2] == 1).all() and seen[0, 1].item() == pytest.approx(1 + wall_moves, abs=0.05)
+    assert (known[:, 7:] == 1).all() and seen[0, 8].item() == pytest.approx(8 + mountains_move, abs=0.05)
+
+
+def test_what_one_walked_up_to_is_trusted_less():
+    """A wall at 2 units, from where it is 0.5 away: four times as large, twice what is fully trusted."""
+    wall = torch.full((1, 16, 24), 0.5)
+    y = warp_condition(ramp(1), wall, moved(forward=1.5), INTRINSICS, torch.tensor([OUTDATED]))
+    torch.testing.assert_close(y[0, 0, 3:5, 5:7], torch.full((2, 2), OUTDATED / 2), rtol=0.02, atol=0)
+    near = warp_condition(ramp(1), wall, moved(forward=0.5), INTRINSICS, torch.ones(1))
+    assert (near[0] == 1).all()
+
+
+def test_every_cell_is_of_the_first_view_that_knows_it_best():
+    trusts = torch.tensor([[0.0, 0.5, 1.0, 1.0], [0.0, 1.0, 1.0, 0.5], [0.5, 1.0, 0.0, 1.0]])
+    views = [
+        torch.cat([trust.expand(1, 1, 1, 4), torch.full((19, 1, 1, 4), float(i))]) for i, trust in enumerate(trusts)
+    ]
+    best = best_known(views)
+    assert best[0, 0, 0].tolist() == [0.5, 1.0, 1.0, 1.0] and best[1, 0, 0].tolist() == [2, 1, 0, 0]
+
+
 def test_frames_of_a_chunk_move_apart():
     poses = np.stack([np.eye(4), step_pose(np.eye(4), turn_deg=15, forward=0.3)])
-    moves, down = moves_between(poses, np.tile(np.eye(4), (2, 1, 1)))
+    moves = moves_between(poses, np.tile(np.eye(4), (2, 1, 1)))
     latents = torch.randn(2, 16, 8, 12, generator=torch.Generator().manual_seed(0))
+    depths = torch.cat([flat_ground(), flat_ground() / 2])
     trust = torch.tensor([OUTDATED, 1.0])
-    y = warp_condition(latents, moves, down, INTRINSICS, EYE_UNITS, trust)
+    y = warp_condition(latents, depths, moves, INTRINSICS, trust)
     assert set(y[0, 0].unique().tolist()) == {OUTDATED} and set(y[0, 1].unique().tolist()) == {0.0, 1.0}
     for i in (slice(0, 1), slice(1, 2)):
-        assert torch.equal(y[:, i], warp_condition(latents[i], moves[i], down[i], INTRINSICS, EYE_UNITS, trust[i]))
+        assert torch.equal(y[:, i], warp_condition(latents[i], depths[i], moves[i], INTRINSICS, trust[i]))
 
 
 def test_frames_may_be_seen_by_different_cameras():
-    moves, down = moved(turn_deg=7, forward=0.2)
+    moves, depths = moved(turn_deg=7, forward=0.2), flat_ground()
     latents, trust = torch.randn(2, 16, 8, 12, generator=torch.Generator().manual_seed(0)), torch.ones(2)
     lenses = torch.stack([INTRINSICS, 0.7 * INTRINSICS])
-    both = moves.expand(2, -1, -1), down.expand(2, -1)
-    y = warp_condition(latents, *both, lenses, EYE_UNITS, trust)
+    both = depths.expand(2, -1, -1), moves.expand(2, -1, -1)
+    y = warp_condition(latents, *both, lenses, trust)
     for i, lens in enumerate(lenses):
         own = slice(i, i + 1)
-        assert torch.equal(y[:, own], warp_condition(latents[own], moves, down, lens, EYE_UNITS, trust[own]))
-    assert not torch.equal(y, warp_condition(latents, *both, INTRINSICS, EYE_UNITS, trust))
+        assert torch.equal(y[:, own], warp_condition(latents[own], depths, moves, lens, trust[own]))
+    assert not torch.equal(y, warp_condition(latents, *both, INTRINSICS, trust))
 
 
 def test_a_small_step_far_from_the_origin_keeps_its_bits():
     far = np.eye(4)
     far[:3, 3] = 1e6, 0, -1e6
-    moves, _ = moves_between(step_pose(far, forward=0.05, turn_deg=2)[None], far[None])
-    near, down = moved(forward=0.05, turn_deg=2)
-    torch.testing.assert_close(moves, near, rtol=0, atol=1e-7)
-    assert down.tolist() == [[0, 1, 0]]
+    moves = moves_between(step_pose(far, forward=0.05, turn_deg=2)[None], far[None])
+    torch.testing.assert_close(moves, moved(forward=0.05, turn_deg=2), rtol=0, atol=1e-7)

@@ -58,7 +58,7 @@ def tiny_config(
             freq_dim=32,
             in_channels=56 if conditioning == "warp" else 36,
         ),
-        vae=VAEConfig(dim=4, encoder_blocks=1, decoder_blocks=1),
+        vae=VAEConfig(dim=4, encoder_blocks=1, decoder_blocks=1, depth_width=8 if conditioning == "warp" else 0),
         schedule=schedule or from_sigmas((1.0, 0.5)),
         window_frames=window_frames,
         sink_frames=sink_frames,

@@ -21,14 +21,15 @@ from world.meadow.look import Look, random_look
 from world.meadow.plays import eyes_of
 from world.meadow.reprojection import seen_at_start
 from world.meadow.teacher import Brushes, default_intrinsics, make_terrain, render
+from world.nn.depth import FINER
 from world.nn.text import PADDING, byte_ids
 from world.views import recalled_frames
 
 TRAINING_SEEDS = 700_000  # seeds below this are for training, the rest are held out
 PER_CELL = 4  # pixels from one point that is looked up to the next
 CHANGING = 0.7  # share of clips whose prompt changes on the way
-DRAWN_AGAIN = 0.7  # chance of each attribute that may change
-_TENSORS = ("pictures", "poses", "recalled", "seen", "change")
+DRAWN_AGAIN = 0.85  # chance of each attribute that may change
+_TENSORS = ("pictures", "poses", "inverse_depth", "recalled", "seen", "change")
 CHANGES = ("time", "season", "weather", "towers")  # what a prompt may change on the way: the place stays where it is
 
 
@@ -39,7 +40,8 @@ class Clips:
 
     pictures: Tensor
     poses: Tensor  # float32 [C, m, 4, 4], of the last video frame each latent frame decodes to
-    recalled: Tensor  # int64 [C, m], the frame whose view each is shown (world.views)
+    inverse_depth: Tensor  # float16 [C, m, 2 h, 2 w], along the camera's axis, 1 / pose units
+    recalled: Tensor  # int64 [C, m, V], the frames whose views each is shown (world.views)
     seen: Tensor  # float16 [C, m, h, w], the share of every latent cell's points that the start shows too
     change: Tensor  # int64 [C]
     prompts: tuple[tuple[str, str], ...]  # [C]
@@ -67,9 +69,11 @@ def draw_clips(
     prompts = tuple((look.prompt(rng), then.prompt(rng)) for look, then in zip(looks, later, strict=True))
     latent_poses = poses[:, ::TEMPORAL_STRIDE].contiguous()
     recalled = np.stack([recalled_frames(path, meadow_config().views) for path in latent_poses.numpy()])
-    seen = seen_cells(depth[:, ::TEMPORAL_STRIDE], eyes_of(terrain, latent_poses.numpy())).cpu()
+    depth = depth[:, ::TEMPORAL_STRIDE]
+    inverse_depth = F.avg_pool2d(1 / depth, SPATIAL_STRIDE // FINER).half().cpu()
+    seen = seen_cells(depth, eyes_of(terrain, latent_poses.numpy())).cpu()
     kept = pictures if keep_on_device else pictures.cpu()
-    return Clips(kept, latent_poses, torch.from_numpy(recalled), seen, change, prompts)
+    return Clips(kept, latent_poses, inverse_depth, torch.from_numpy(recalled), seen, change, prompts)
 
 
 def seen_cells(depth: Tensor, eyes: NDArray[np.float64]) -> Tensor:

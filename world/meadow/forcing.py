@@ -20,11 +20,12 @@ from world import camera
 from world.chunk import PATCH, SPATIAL_STRIDE
 from world.config import WorldConfig
 from world.meadow.teacher import default_intrinsics
+from world.nn.depth import DepthHead
 from world.nn.dit import CausalDiT, Pair, patchify, unpatchify
 from world.nn.rope import rotations
 from world.nn.rows import Keys, ScaleShift
 from world.nn.text import ByteTextEncoder
-from world.scene import OUTDATED, moves_between, warp_condition
+from world.scene import OUTDATED, best_known, moves_between, warp_condition
 
 SCALE = 0.2  # pose units that count as 1
 BROAD = 4  # cells of a latent across which its colours are looked at
@@ -36,10 +37,9 @@ class Batch:
 
     latents: Tensor  # float32 [C, m, 16, h, w], normalised
     relative: Tensor  # float32 [C, m, 4, 4], poses as `camera.rays` takes them
-    moves: Tensor  # float32 [2, C, m, 4, 4], from each frame's camera to the frame before's, and to the recalled one's
-    down: Tensor  # float32 [C, m, 3], the world's down in each camera's axes
+    moves: Tensor  # float32 [1 + V, C, m, 4, 4], from each frame's camera to the frame before's and the recalled ones'
     lens: Tensor  # float32 [4], intrinsics in pixels
-    recalled: Tensor  # int64 [C, m], the frame whose view each frame is shown (world.views)
+    recalled: Tensor  # int64 [V, C, m], the frames whose views each frame is shown (world.views)
     seen: Tensor  # float32 [C, m, h, w], the share of every cell's points that the start shows too
     prompt_ids: Tensor  # int64 [2 C, rows], all first ones before all second ones
     change: Tensor  # int64 [C]
@@ -61,20 +61,21 @@ def picture_size(latents: Tensor) -> tuple[int, int]:
 def batch_of(
     latents: Tensor, poses: Tensor, recalled: Tensor, seen: Tensor, prompt_ids: Tensor, change: Tensor
 ) -> Batch:  # fmt: skip
-    """A batch on the device of its latents, of poses float32 [C, m, 4, 4] and the rest of it on the CPU."""
+    """A batch on the device of its latents, of poses float32 [C, m, 4, 4], recalled frames [C, m, V] and the rest of it
+    on the CPU."""
     clips, frames = latents.shape[:2]
     height, width = picture_size(latents)
     device = latents.device
     paths = poses.numpy()
     before = np.broadcast_to(np.maximum(np.arange(frames) - 1, 0), (clips, frames))
     moves = []
-    for source in (before, recalled.numpy()):
+    recalled = recalled.movedim(-1, 0)
+    for source in (before, *recalled.numpy()):
         of = paths[np.arange(clips)[:, None], source]
-        move, down = moves_between(paths.reshape(-1, 4, 4), of.reshape(-1, 4, 4))
-        moves.append(move.unflatten(0, (clips, frames)))
+        moves.append(moves_between(paths.reshape(-1, 4, 4), of.reshape(-1, 4, 4)).unflatten(0, (clips, frames)))
     relative = np.stack([camera.relative_live(np.concatenate([path[:1], path]), SCALE) for path in paths])
-    on_cpu = (torch.from_numpy(relative), torch.stack(moves), down.unflatten(0, (clips, frames)),
-              default_intrinsics(width, height), recalled, seen.float(), prompt_ids, change)  # fmt: skip
+    on_cpu = (torch.from_numpy(relative), torch.stack(moves), default_intrinsics(width, height), recalled, seen.float(),
+              prompt_ids, change)  # fmt: skip
     return Batch(latents, *(t.to(device) for t in on_cpu))
 
 
@@ -83,7 +84,7 @@ def upto(batch: Batch, frames: int) -> Batch:
     part = slice(0, frames)
     return replace(
         batch, latents=batch.latents[:, part], relative=batch.relative[:, part], moves=batch.moves[:, :, part],
-        down=batch.down[:, part], recalled=batch.recalled[:, part], seen=batch.seen[:, part],
+        recalled=batch.recalled[:, :, part], seen=batch.seen[:, part],
     )  # fmt: skip
 
 
@@ -128,29 +129,28 @@ def control(batch: Batch) -> Tensor:
     return camera.rays(batch.relative, lens, *batch.size).transpose(1, 2).flatten(0, 1)[:, :, None]
 
 
-def condition(history: Tensor, batch: Batch, eye_units: float) -> Tensor:
-    """The warp condition of frames [C m, 40, 1, h, w]: the frame before and the recalled one, from a history
+def condition(history: Tensor, batch: Batch, depth: DepthHead) -> Tensor:
+    """The warp condition of frames [C m, 40, 1, h, w]: the frame before and the recalled ones, from a history
     [C, m, 16, h, w]. Frame 0 is shown itself, and the start picture's view is always the true one."""
     views = torch.cat([batch.latents[:, :1], history[:, 1:]], dim=1)
-    newest = torch.cat([views[:, :1], history[:, :-1]], dim=1)
+    depths = depth(views.flatten(0, 1)).unflatten(0, views.shape[:2])
     clip = torch.arange(len(history), device=history.device)[:, None]
     index = torch.arange(history.shape[1], device=history.device).expand(len(history), -1)
-    change, parts = batch.change[:, None], []
-    for latents, made, moves in zip(
-        (newest, views[clip, batch.recalled]), ((index - 1).clamp(min=0), batch.recalled), batch.moves, strict=True
-    ):
-        outdated = (made < change) & (change <= index)
-        shown = warp_condition(
-            latents.flatten(0, 1), moves.flatten(0, 1), batch.down.flatten(0, 1), batch.lens, eye_units,
+    before = (index - 1).clamp(min=0)
+    parts = []
+    for made, moves in zip((before, *batch.recalled), batch.moves, strict=True):
+        outdated = (made < batch.change[:, None]) & (batch.change[:, None] <= index)
+        parts.append(warp_condition(
+            views[clip, made].flatten(0, 1), depths[clip, made].flatten(0, 1), moves.flatten(0, 1), batch.lens,
             torch.where(outdated, OUTDATED, 1.0).flatten(),
-        )  # fmt: skip
-        parts.append(shown.transpose(0, 1)[:, :, None])
-    return torch.cat(parts, dim=1)
+        ))  # fmt: skip
+    newest, *recalled = parts
+    return torch.cat([newest, best_known(recalled)]).transpose(0, 1)[:, :, None]
 
 
 def predict(
-    cfg: WorldConfig, dit: CausalDiT, text: ByteTextEncoder, batch: Batch, noisy: Tensor, history: Tensor,
-    sigma: Tensor, start_frame: Tensor,
+    cfg: WorldConfig, dit: CausalDiT, text: ByteTextEncoder, depth: DepthHead, batch: Batch, noisy: Tensor,
+    history: Tensor, sigma: Tensor, start_frame: Tensor,
 ) -> Tensor:  # fmt: skip
     """The flow of every frame [C, m, 16, h, w] from (1 - sigma) clean + sigma noise, in one forward.
 
@@ -159,7 +159,7 @@ def predict(
     """
     clips, frames = noisy.shape[:2]
     geometry, device = cfg.geometry, noisy.device
-    y = condition(history, batch, cfg.eye_units)
+    y = condition(history, batch, depth)
     x = torch.cat([history, noisy]).flatten(0, 1)[:, :, None]
     x = torch.cat([x, y.repeat(2, 1, 1, 1, 1)], dim=1)
     e, e0 = dit.time(torch.cat([torch.zeros_like(sigma), 1000 * sigma]).flatten())
@@ -201,10 +201,13 @@ def next_generation(
 
 def flow_loss(clean: Tensor, noise: Tensor, flow: Tensor, fine: Tensor, broad: Tensor) -> Tensor:
     """Mean squared error of the flow n - x0 (flow matching; Lipman et al. 2022), cells weighted by `fine`
-    [C, m, h, w], and of its means over squares of BROAD cells, weighted by `broad` [C, m, h, w]."""
+    [C, m, h, w]; of its means over squares of BROAD cells, weighted by `broad` [C, m, h, w]; and of its mean over each
+    picture, which drifting is a tint that grows for minutes."""
     error = flow - (noise - clean)
     means = F.avg_pool2d(error.flatten(0, 1), BROAD).unflatten(0, error.shape[:2])
-    return (error.square() * fine[:, :, None]).mean() + (means.square() * F.avg_pool2d(broad, BROAD)[:, :, None]).mean()
+    squares = (means.square() * F.avg_pool2d(broad, BROAD)[:, :, None]).mean()
+    tint = error.mean((-2, -1)).square().mean()
+    return (error.square() * fine[:, :, None]).mean() + squares + tint
 
 
 def holding(rows: Tensor, changed: Tensor) -> Tensor:

@@ -1,17 +1,18 @@
 """Trains the built-in world, one command a stage.
 
-`python -m world.meadow.train {clips,vae,latents,dit,pack,preview,smoke} --dir RUN`, where a stage is
+`python -m world.meadow.train {clips,vae,latents,depth,dit,pack,preview,smoke} --dir RUN`, where a stage is
 
 clips    the teacher draws clips to shards, for the VAE
 vae      the VAE learns to hold them
 latents  the teacher draws more clips, which are kept as latents only
+depth    the VAE's head for depth: how far away what a latent shows is
 dit      DiT and text encoder: first with the clip as history (noise on it), then with the student's own rollouts
 pack     averaged weights as one safetensors file, the one that ships
 preview  held-out walks, the teacher above the student, as a picture
 smoke    all of these, small: two minutes on two CPU cores that show whether the losses fall
 
 Every stage resumes where it stopped. Times are budgets in seconds, so that one recipe suits a laptop and a large GPU;
-`vae` and `dit` take up shards that arrive while they run, so the stage before each may still be drawing beside it.
+`vae`, `depth` and `dit` take up shards that arrive while they run, so the stage before each may still be drawing.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from world.meadow.graphed import Graphed
 from world.meadow.teacher import PLAIN, Brushes
 from world.meadow.training import Run, averaged
 from world.nn import vae as nn_vae
+from world.nn.depth import DepthHead
 from world.nn.dit import CausalDiT, init_weights
 from world.nn.text import ByteTextEncoder
 from world.nn.vae import Norm, VideoVAE
@@ -55,12 +57,14 @@ ALIKE = 0.03  # weight of how far four frames' latent is from that of the last o
 VIEWINGS = 8  # batches of clips that take turns
 PARTS = 0.5  # share of them that are decoded from a part of their latents
 ZOOMS = (1.04, 1.3)  # how much larger that part then is: from where it can lie half a cell off
+VIEWED = 16  # frames for every clip of a batch, where the head for depth learns
+MIDWAY = 20.0  # units within which a share of the depth counts, and beyond which the inverse does
 POOL = 12  # batches whose histories grow old together
 VISITS = 2  # updates from every generation of a batch's history
 INVENTED = 0.15  # weight of what a student has to invent
-ADVICE = 0.15  # weight of what the critic says of the invented
+ADVICE = 0.1  # weight of what the critic says of the invented
 HEEDED_AFTER = 500  # updates in which the critic's word grows to that
-OLDEST = 16  # generations after which a batch's history begins anew
+OLDEST = 24  # generations after which a batch's history begins anew
 
 
 def shards(run: Path, kind: str) -> list[Path]:
@@ -101,6 +105,7 @@ def vae_modules(device: torch.device) -> nn.ModuleDict:
     torch.manual_seed(0)
     network = VideoVAE(meadow_config().vae)
     nn_vae.init_weights(network)
+    head_of(network).requires_grad_(False)
     return nn.ModuleDict({"vae": network}).to(device)
 
 
@@ -222,9 +227,12 @@ def packed(path: Path, name: str) -> dict[str, Tensor]:
 
 
 def vae_weights(args: argparse.Namespace, device: torch.device) -> dict[str, Tensor]:
-    """Those of this run, or of the packed world that it begins from."""
-    own = args.dir / "vae.pt"
-    return packed(args.begin_from, "vae") if args.begin_from and not own.exists() else averaged(own, "vae", device)
+    """Those of this run, or of the packed world that it begins from; the head for depth is a stage's own."""
+    own, head = args.dir / "vae.pt", args.dir / "depth.pt"
+    begun = args.begin_from and not own.exists()
+    weights = packed(args.begin_from, "vae") if begun else averaged(own, "vae", device)
+    told = averaged(head, "depth", device) if head.exists() else {}
+    return weights | {f"depth.{key}": value for key, value in told.items()}
 
 
 def trained_vae(args: argparse.Namespace, device: torch.device, cfg: WorldConfig) -> VideoVAE:
@@ -263,6 +271,41 @@ def encode_clip(network: VideoVAE, video: Tensor) -> Tensor:
     return network.normalise(torch.cat([head, tail], dim=2)[:, :16]).transpose(1, 2)
 
 
+def head_of(network: VideoVAE) -> DepthHead:
+    assert network.depth is not None, "meadow's tells depth"
+    return network.depth
+
+
+def depth(args: argparse.Namespace, device: torch.device) -> Run:
+    """Latents of the teacher's pictures, with noise on them as a student's have errors, against the teacher's depth."""
+    cfg = trained_config(args)
+    head = head_of(trained_vae(args, device, cfg)).requires_grad_(True)
+    run = Run(args.dir / "depth.pt", nn.ModuleDict({"depth": head}), args.seconds, lr=args.lr or 3e-3)
+    rng = np.random.default_rng(run.step)
+    torch.manual_seed(run.step)
+
+    def learning(seen: Tensor, true: Tensor) -> list[Tensor]:
+        with autocast(device):
+            told = head(seen)
+        loss = ((told + 1 / MIDWAY).log() - (true + 1 / MIDWAY).log()).abs().mean()
+        run.descend(loss)
+        return [loss.detach()]
+
+    source, learn = latent_shards(args, rng, device), Graphed(learning)
+    began = time.monotonic()
+    for share in run.steps():
+        shard = next(source)
+        z = normalised(shard.pictures, cfg).flatten(0, 1)
+        at = torch.from_numpy(rng.integers(len(z), size=VIEWED * args.batch)).to(device)
+        noise = 0.3 * torch.rand(len(at), 1, 1, 1, device=device) * torch.randn_like(z[at])
+        (loss,) = learn(z[at] + noise, shard.inverse_depth.flatten(0, 1)[at].float())
+        run.update(loss)
+        if run.step % 200 == 0:
+            print(f"depth: step {run.step}, {100 * share:.0f} %, loss {loss.item():.4f}, "
+                  f"{time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
+    return run
+
+
 def trained_config(args: argparse.Namespace) -> WorldConfig:
     statistics = json.loads((args.dir / "statistics.json").read_text())
     return meadow_config(tuple(statistics["mean"]), tuple(statistics["std"]))
@@ -278,28 +321,39 @@ def dit_modules(cfg: WorldConfig, device: torch.device) -> nn.ModuleDict:
 def latent_batches(
     args: argparse.Namespace, cfg: WorldConfig, rng: np.random.Generator, device: torch.device
 ) -> Iterator[Batch]:
-    """Endless random clips of all shards, which fit in memory."""
-    mean, std = (torch.tensor(s, device=device).view(1, 1, -1, 1, 1) for s in (cfg.vae.mean, cfg.vae.std))
+    """Endless random clips."""
+    for shard in latent_shards(args, rng, device):
+        picked = rng.permutation(len(shard.poses))[: args.batch]
+        at = torch.from_numpy(picked)
+        prompts = [shard.prompts[i][which] for which in (0, 1) for i in picked]
+        z = normalised(shard.pictures[at.to(device)], cfg)
+        ids = dataset.prompt_ids(prompts)
+        yield batch_of(z, shard.poses[at], shard.recalled[at], shard.seen[at], ids, shard.change[at])
+
+
+def latent_shards(args: argparse.Namespace, rng: np.random.Generator, device: torch.device) -> Iterator[dataset.Clips]:
+    """Endless random ones of all, which fit in memory; what is large of them is on the device."""
     known: dict[Path, dataset.Clips] = {}
     for count in itertools.count():
         if count % 20 == 0:
             new = [path for path in shards(args.dir, "latents") if path not in known]
             known |= {path: to_device(dataset.load(path), device) for path in new}
-        shard = list(known.values())[int(rng.integers(len(known)))]
-        picked = rng.permutation(len(shard.poses))[: args.batch]
-        at = torch.from_numpy(picked)
-        prompts = [shard.prompts[i][which] for which in (0, 1) for i in picked]
-        z = (shard.pictures[at.to(device)].float() - mean) / std
-        ids = dataset.prompt_ids(prompts)
-        yield batch_of(z, shard.poses[at], shard.recalled[at], shard.seen[at], ids, shard.change[at])
+        yield list(known.values())[int(rng.integers(len(known)))]
 
 
 def to_device(clips: dataset.Clips, device: torch.device) -> dataset.Clips:
-    return dataclasses.replace(clips, pictures=clips.pictures.to(device))
+    moved = {name: getattr(clips, name).to(device) for name in ("pictures", "inverse_depth")}
+    return dataclasses.replace(clips, **moved)
+
+
+def normalised(latents: Tensor, cfg: WorldConfig) -> Tensor:
+    """[C, m, 16, h, w] as a VAE gives them -> float32 as a DiT takes them."""
+    mean, std = (torch.tensor(s, device=latents.device).view(1, 1, -1, 1, 1) for s in (cfg.vae.mean, cfg.vae.std))
+    return (latents.float() - mean) / std
 
 
 @torch.no_grad()
-def rollout(cfg: WorldConfig, dit: CausalDiT, text: ByteTextEncoder, batch: Batch) -> Tensor:
+def rollout(cfg: WorldConfig, dit: CausalDiT, text: ByteTextEncoder, depth: DepthHead, batch: Batch) -> Tensor:
     """What the student makes of a batch's start pictures and paths, through slab and sampler as when serving:
     [C, m, 16, h, w], the first frame its own too."""
     count, frames = batch.latents.shape[:2]
@@ -314,7 +368,7 @@ def rollout(cfg: WorldConfig, dit: CausalDiT, text: ByteTextEncoder, batch: Batc
     for i in range(frames):
         second = (i >= batch.change).long() * count + slots - 1
         put(slab.text, slots, [(k[second], v[second]) for k, v in prompts])
-        y = condition(made[:, : i + 1], upto(batch, i + 1), cfg.eye_units).unflatten(0, (count, -1))[:, -1]
+        y = condition(made[:, : i + 1], upto(batch, i + 1), depth).unflatten(0, (count, -1))[:, -1]
         denoiser.begin(slots, channels[:, i], y, torch.randn_like(slab.x[1:]))
         at = torch.full_like(slots, i)
         for step in range(cfg.schedule.num_steps):
@@ -381,6 +435,7 @@ def dit(args: argparse.Namespace, device: torch.device) -> Run:
     if args.begin_from:
         text.load_state_dict(packed(args.begin_from, "text"))
         network.load_state_dict(packed(args.begin_from, "dit"))
+    head = head_of(trained_vae(args, device, cfg))
     critic = modules["critic"] = Critic(cfg.geometry.latent_channels).to(device)
     run = Run(args.dir / "dit.pt", modules, args.seconds, lr=args.lr or 1e-3)
     if args.compile:
@@ -392,7 +447,7 @@ def dit(args: argparse.Namespace, device: torch.device) -> Run:
 
     def flow(noisy: Tensor, history: Tensor, sigma: Tensor, far: Tensor, *batch: Tensor) -> Tensor:
         with autocast(device):
-            return predict(cfg, network, text, Batch(*batch), noisy, history, sigma, far)
+            return predict(cfg, network, text, head, Batch(*batch), noisy, history, sigma, far)
 
     def loss_of(
         fine: Tensor, broad: Tensor, noise: Tensor, history: Tensor, sigma: Tensor, far: Tensor, *batch: Tensor
@@ -490,7 +545,7 @@ def preview(args: argparse.Namespace, device: torch.device) -> None:
         z = encode_clip(network, video)
         ids = dataset.prompt_ids(prompts)
         batch = batch_of(z.float(), held.poses, held.recalled, held.seen, ids, held.change)
-        made = rollout(cfg, modules["dit"], modules["text"], batch).float()
+        made = rollout(cfg, modules["dit"], modules["text"], head_of(network), batch).float()
         seen = decode_clip(network, made)
         again = decode_clip(network, z.float())
     still = video[:, :, :1].expand_as(video)
@@ -515,7 +570,8 @@ def smoke(args: argparse.Namespace, device: torch.device) -> None:
     """SystemExit with a sentence where a loss does not fall."""
     small = argparse.Namespace(**{**vars(args), "shards": 1, "shard_clips": 4, "latent_frames": 6, "batch": 2})
     clips(small, device)
-    for kind, stage, seconds, lr in (("vae", vae, 24.0, 4e-3), ("dit", dit, 36.0, 1.5e-2)):  # all of it is warming up
+    # All of it is warming up.
+    for kind, stage, seconds, lr in (("vae", vae, 24.0, 4e-3), ("depth", depth, 6.0, 1e-2), ("dit", dit, 36.0, 1.5e-2)):
         share = stage(argparse.Namespace(**{**vars(small), "seconds": seconds, "lr": lr}), device).fell_to()
         print(f"{kind}: its loss came to {share:.2f} of what it was", flush=True)
         if not share < 1:  # NaN included
@@ -525,7 +581,16 @@ def smoke(args: argparse.Namespace, device: torch.device) -> None:
     pack(small, device)
 
 
-STAGES = {"clips": clips, "vae": vae, "latents": latents, "dit": dit, "pack": pack, "preview": preview, "smoke": smoke}
+STAGES = {
+    "clips": clips,
+    "vae": vae,
+    "latents": latents,
+    "depth": depth,
+    "dit": dit,
+    "pack": pack,
+    "preview": preview,
+    "smoke": smoke,
+}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from world.nn.depth import DepthHead
 from world.nn.rows import Sum, doubled, fused, stacked, unit_norm
 
 LATENT_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -37,6 +38,7 @@ class VAEConfig:
     encoder_blocks: int = 2  # residual blocks a level
     decoder_blocks: int = 3
     temporal_down: tuple[bool, ...] = (False, True, True)
+    depth_width: int = 0  # of the head that tells the depth of a latent; 0: there is none
     mean: tuple[float, ...] = LATENT_MEAN
     std: tuple[float, ...] = LATENT_STD
 
@@ -277,6 +279,7 @@ class VideoVAE(nn.Module):
         self.cfg = cfg
         self.encoder, self.decoder = Encoder(cfg), Decoder(cfg)
         self.conv1, self.conv2 = CausalConv(2 * cfg.z_dim, 2 * cfg.z_dim, 1), CausalConv(cfg.z_dim, cfg.z_dim, 1)
+        self.depth = DepthHead(cfg.z_dim, cfg.depth_width) if cfg.depth_width else None
 
     @property
     def dtype(self) -> torch.dtype:

@@ -18,6 +18,7 @@ from world.meadow.teacher import default_intrinsics
 from world.meadow.train import rollout
 from world.model import DiffusionWorld
 from world.motion import keyboard_poses
+from world.nn.depth import DepthHead
 from world.nn.dit import CausalDiT, init_weights
 from world.nn.text import ByteTextEncoder
 from world.nn.vae import VAEConfig, VideoVAE
@@ -35,7 +36,7 @@ def tiny_world():
     cfg = meadow_config()
     dit = dataclasses.replace(cfg.dit, dim=48, num_heads=2, num_layers=2, ffn_dim=64)
     return dataclasses.replace(
-        cfg, geometry=Geometry(48, 32, 16, 1), dit=dit, vae=VAEConfig(dim=4), window_frames=4,
+        cfg, geometry=Geometry(48, 32, 16, 1), dit=dit, vae=VAEConfig(dim=4, depth_width=8), window_frames=4,
         schedule=from_sigmas(SIGMAS),
     )  # fmt: skip
 
@@ -56,7 +57,7 @@ def walk(frames: int, clips: int = 2) -> Batch:
 def test_every_frame_of_a_clip_sees_what_the_ring_would_hold():
     torch.manual_seed(0)
     cfg, batch = tiny_world(), walk(FRAMES)
-    dit, text = CausalDiT(cfg.dit), ByteTextEncoder(TEXT)
+    dit, text, depth = CausalDiT(cfg.dit), ByteTextEncoder(TEXT), DepthHead(16, 8)
     init_weights(dit)
     torch.nn.init.normal_(dit.head.head.weight, std=0.1)
     history, noise = torch.randn_like(batch.latents), torch.randn_like(batch.latents)
@@ -64,13 +65,13 @@ def test_every_frame_of_a_clip_sees_what_the_ring_would_hold():
     sigma = torch.tensor(SIGMAS)[step]
     jump = torch.tensor([0, 4998])  # the second clip plays far from its sink, a whole number of rings away
     noisy = noised(batch.latents, sigma, noise)
-    trained = predict(cfg, dit, text, batch, noisy, history, sigma, jump)
+    trained = predict(cfg, dit, text, depth, batch, noisy, history, sigma, jump)
 
     slab = Slab(cfg, 2, torch.device("cpu"), torch.float32, torch.float32)
     denoiser, slots = Denoiser(cfg, dit, slab), torch.tensor([1, 2])
     prompts = dit.text(text(batch.prompt_ids))
     channels = control(batch).unflatten(0, (2, FRAMES))
-    y = condition(history, batch, cfg.eye_units).unflatten(0, (2, FRAMES))
+    y = condition(history, batch, depth).unflatten(0, (2, FRAMES))
     for i in range(FRAMES):
         chunks = torch.where(torch.tensor(i) < cfg.sink_frames, torch.tensor([i, i]), i + jump)
         which = torch.tensor([0, 1 if i < 3 else 3])
@@ -109,13 +110,16 @@ def test_the_condition_in_training_is_the_one_that_is_served():
     history = torch.stack(made)[None]
     truth = torch.cat([image[None, None, :, 0], torch.randn(1, frames - 1, 16, 4, 6)], dim=1)
     recalled = torch.from_numpy(recalled_frames(poses, cfg.views))[None]
-    assert len(recalled.unique()) > 2 and (recalled[0].diff() < 0).any()  # it did come back
+    assert len(recalled.unique()) > 2 and (recalled[0].diff(dim=0) < 0).any()  # it did come back
     ids = torch.ones(2, 1, dtype=torch.int64)
     seen = torch.ones(1, frames, 4, 6)
     batch = batch_of(truth, torch.from_numpy(poses)[None], recalled, seen, ids, torch.tensor([change]))
     trusts = {value for y in shown for mask in (y[0], y[20]) for value in mask.unique().tolist()}
-    assert trusts == {0.0, OUTDATED, 1.0}
-    torch.testing.assert_close(condition(history, batch, cfg.eye_units), torch.stack(shown), rtol=1e-4, atol=1e-5)
+    assert trusts >= {0.0, OUTDATED, 1.0}
+    assert vae.depth is not None
+    trained, served = condition(history, batch, vae.depth), torch.stack(shown)
+    same = torch.isclose(trained, served, rtol=1e-4, atol=1e-5).float().mean()
+    assert same > 0.97, "all but cells of random depth at whose edges a rounding decides"
 
 
 @torch.no_grad()
@@ -142,7 +146,7 @@ def test_generations_are_rollouts_in_parallel(monkeypatch: pytest.MonkeyPatch):
     """m generations on, a clip of m frames is the student's own: the same as frame by frame through the slab."""
     torch.manual_seed(2)
     cfg, frames = tiny_world(), 4
-    dit, text, batch = CausalDiT(cfg.dit), ByteTextEncoder(TEXT), walk(frames)
+    dit, text, depth, batch = CausalDiT(cfg.dit), ByteTextEncoder(TEXT), DepthHead(16, 8), walk(frames)
     init_weights(dit)
     torch.nn.init.normal_(dit.head.head.weight, std=0.1)
     still = torch.randn(2, 16, 1, 4, 6)  # the same noise in every frame and step
@@ -154,11 +158,11 @@ def test_generations_are_rollouts_in_parallel(monkeypatch: pytest.MonkeyPatch):
     history = batch.latents
 
     def flow_given(history: torch.Tensor, noisy: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        return predict(cfg, dit, text, batch, noisy, history, sigma, torch.zeros(2, dtype=torch.int64))
+        return predict(cfg, dit, text, depth, batch, noisy, history, sigma, torch.zeros(2, dtype=torch.int64))
 
     for _ in range(frames):
         history, _ = next_generation(functools.partial(flow_given, history), SIGMAS, history)
-    torch.testing.assert_close(rollout(cfg, dit, text, batch), history, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(rollout(cfg, dit, text, depth, batch), history, rtol=1e-3, atol=1e-4)
 
 
 def test_the_broad_loss_sees_colours_and_not_detail():
@@ -168,4 +172,5 @@ def test_the_broad_loss_sees_colours_and_not_detail():
     chequered = (torch.arange(8)[:, None] + torch.arange(8)) % 2 * 2.0 - 1
     detail, tint = chequered.expand_as(nothing), torch.full_like(nothing, 3.0)
     assert flow_loss(nothing, nothing, detail, zero, one) == 0 and flow_loss(nothing, nothing, detail, one, zero) == 1
-    assert flow_loss(nothing, nothing, tint, zero, one) == 9 == flow_loss(nothing, nothing, tint, one, zero)
+    assert flow_loss(nothing, nothing, tint, zero, one) == 18 == flow_loss(nothing, nothing, tint, one, zero)
+    assert flow_loss(nothing, nothing, tint, zero, zero) == 9, "a tint costs something wherever one looks"

@@ -51,7 +51,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path):
 @pytest.mark.timeout(300)
 def test_the_losses_fall(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     main(["smoke", "--dir", str(tmp_path), "--device", "cpu"])
-    assert capsys.readouterr().out.count("its loss came to") == 2
+    assert capsys.readouterr().out.count("its loss came to") == 3
 
 
 FEW = ["--device", "cpu", "--batch", "2", "--shards", "1", "--shard-clips", "2", "--latent-frames", "5"]
@@ -61,7 +61,7 @@ FEW = ["--device", "cpu", "--batch", "2", "--shards", "1", "--shard-clips", "2",
 def beginning(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has made its first world."""
     run = tmp_path_factory.mktemp("beginning")
-    for stage in ("clips", "vae", "latents", "dit", "pack"):
+    for stage in ("clips", "vae", "latents", "depth", "dit", "pack"):
         main([stage, "--dir", str(run), *FEW, "--seconds", "0.001"])
     return run
 
@@ -92,7 +92,7 @@ def test_what_is_invented_weighs_little():
     seen = torch.tensor([0.0, 0.5, 1.0]).expand(1, 2, 1, 3)
     frames = torch.zeros(1, 2, 16, 1, 3)
     nothing = torch.zeros(1)
-    batch = Batch(frames, nothing, nothing, nothing, nothing, nothing, seen, nothing, torch.tensor([1]))
+    batch = Batch(frames, nothing, nothing, nothing, nothing, seen, nothing, torch.tensor([1]))
     fine, broad = worth(Aged(batch, frames, nothing, frames, frames))
     assert (fine == 1).all() and not broad.any()  # the history is true
     fine, broad = (t[0, :, 0].tolist() for t in worth(Aged(batch, frames, nothing, frames, frames, generation=1)))
@@ -105,7 +105,8 @@ def test_what_students_make_of_their_own_is_shown_to_the_critic(
 ):
     """In the second update the one clip's history is a generation old: from then on critic and student learn of it."""
     shutil.copytree(beginning / "latents", tmp_path / "latents")
-    shutil.copy(beginning / "statistics.json", tmp_path)
+    for name in ("statistics.json", "vae.pt"):
+        shutil.copy(beginning / name, tmp_path)
     heeded: list[tuple[float, float]] = []
 
     def steps(run: Run) -> Iterator[float]:
@@ -123,22 +124,25 @@ def test_what_students_make_of_their_own_is_shown_to_the_critic(
     assert heeded[0][0] == 0 and all(critic > 0 for critic, _ in heeded[1:]) and all(dit > 0 for _, dit in heeded)
 
 
-@pytest.mark.parametrize("trained", ["nothing", "decoder", "vae"])
+@pytest.mark.parametrize("trained", ["nothing", "depth", "decoder", "vae"])
 def test_a_run_goes_on_from_a_packed_world(beginning: Path, tmp_path: Path, trained: str):
     """All of the DiT stays. With the encoder held a latent keeps its meaning, and so the statistics stay too."""
     old, new = beginning / "world.safetensors", tmp_path / "world.safetensors"
     on = ["--dir", str(tmp_path), "--begin-from", str(old), *FEW, "--seconds", "0.001"]
     on += ["--hold-encoder"] if trained == "decoder" else []
-    if trained != "nothing":
+    if trained in ("decoder", "vae"):
         (tmp_path / "clips").symlink_to(beginning / "clips")
         main(["vae", *on])
     main(["latents", *on, "--first-shard", "1"])
+    if trained == "depth":
+        main(["depth", *on])
     main(["dit", *on, "--seconds", "-1"])  # no step: what it begins with
     main(["pack", *on])
     assert (packed_statistics(old) == packed_statistics(new)) == (trained != "vae")
     same = {key for part in ("vae", "dit") for key, t in packed(old, part).items() if t.equal(packed(new, part)[key])}
     assert ("encoder.conv1.weight" in same) == (trained != "vae")
-    assert ("decoder.conv1.weight" in same) == (trained == "nothing")
+    assert ("decoder.conv1.weight" in same) == (trained in ("nothing", "depth"))
+    assert ("depth.layers.0.weight" in same) == (trained != "depth")
     assert set(packed(old, "dit")) <= same
 
 
