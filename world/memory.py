@@ -22,7 +22,7 @@ from world.slab import Slab
 
 GB = 10**9
 PREPARING = 2  # start pictures that are encoded beside each other and a forward
-SPARED = 0.05  # of free memory, for what libraries take beside tensors: workspaces, the allocator's own
+SPARED = 0.05  # of free memory, for what is not planned: other libraries' workspaces, the allocator's own
 MOST_SLOTS = 2**16
 HOPPER_WORKSPACE, WORKSPACE = 32 * 2**20, (8 * 1024 + 128) * 1024  # cuBLAS's of a stream, as torch gives it
 KINDS = {"k": "keys and values", "v": "keys and values", "text": "text", "camera": "camera", "decoder": "decoder"}

@@ -67,7 +67,7 @@ def warp_condition(
     at, inverse, ahead = _projected(1 / probes, moves, lens)
     behind = torch.where(ahead, _looked_up(inverse_depth, at) - inverse, -1.0)  # [f, SLICES + 1, h, w]
     met = (behind >= 0).int().argmax(1, keepdim=True)
-    met = torch.where(met == 0, SLICES, met)  # nowhere: beyond
+    met = torch.where(met == 0, SLICES, met)  # nowhere, as nothing is nearer than the first: beyond
     before, after = behind.gather(1, met - 1), behind.gather(1, met)
     share = torch.where(after > 0, -before / (after - before).clamp(min=1e-9), 1.0).clamp(0, 1)
     point = torch.lerp(probes.gather(1, met - 1), probes.gather(1, met), share)  # [f, 1, h, w]

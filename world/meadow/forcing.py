@@ -136,10 +136,9 @@ def condition(history: Tensor, batch: Batch, depth: DepthHead) -> Tensor:
     depths = depth(views.flatten(0, 1)).unflatten(0, views.shape[:2])
     clip = torch.arange(len(history), device=history.device)[:, None]
     index = torch.arange(history.shape[1], device=history.device).expand(len(history), -1)
-    before = (index - 1).clamp(min=0)
-    parts = []
+    change, before, parts = batch.change[:, None], (index - 1).clamp(min=0), []
     for made, moves in zip((before, *batch.recalled), batch.moves, strict=True):
-        outdated = (made < batch.change[:, None]) & (batch.change[:, None] <= index)
+        outdated = (made < change) & (change <= index)
         parts.append(warp_condition(
             views[clip, made].flatten(0, 1), depths[clip, made].flatten(0, 1), moves.flatten(0, 1), batch.lens,
             torch.where(outdated, OUTDATED, 1.0).flatten(),
@@ -202,7 +201,7 @@ def next_generation(
 def flow_loss(clean: Tensor, noise: Tensor, flow: Tensor, fine: Tensor, broad: Tensor) -> Tensor:
     """Mean squared error of the flow n - x0 (flow matching; Lipman et al. 2022), cells weighted by `fine`
     [C, m, h, w]; of its means over squares of BROAD cells, weighted by `broad` [C, m, h, w]; and of its mean over each
-    picture, which drifting is a tint that grows for minutes."""
+    picture: what is left of that adds up to a tint over minutes."""
     error = flow - (noise - clean)
     means = F.avg_pool2d(error.flatten(0, 1), BROAD).unflatten(0, error.shape[:2])
     squares = (means.square() * F.avg_pool2d(broad, BROAD)[:, :, None]).mean()

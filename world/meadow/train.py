@@ -295,10 +295,11 @@ def depth(args: argparse.Namespace, device: torch.device) -> Run:
     began = time.monotonic()
     for share in run.steps():
         shard = next(source)
-        z = normalised(shard.pictures, cfg).flatten(0, 1)
-        at = torch.from_numpy(rng.integers(len(z), size=VIEWED * args.batch)).to(device)
-        noise = 0.3 * torch.rand(len(at), 1, 1, 1, device=device) * torch.randn_like(z[at])
-        (loss,) = learn(z[at] + noise, shard.inverse_depth.flatten(0, 1)[at].float())
+        frames = shard.pictures.flatten(0, 1)
+        at = torch.from_numpy(rng.integers(len(frames), size=VIEWED * args.batch)).to(device)
+        z = normalised(frames[at][:, None], cfg)[:, 0]
+        noise = 0.3 * torch.rand(len(z), 1, 1, 1, device=device) * torch.randn_like(z)
+        (loss,) = learn(z + noise, shard.inverse_depth.flatten(0, 1)[at].float())
         run.update(loss)
         if run.step % 200 == 0:
             print(f"depth: step {run.step}, {100 * share:.0f} %, loss {loss.item():.4f}, "
